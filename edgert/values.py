@@ -1,0 +1,244 @@
+"""The words that cross a floor: readings, budgets, and what the three processes tell one another.
+
+Everything here is immutable and free of numpy, so that the supervisor can speak it. Messages between processes are
+tagged structs: the tag travels as key `t`, and `Told` is the union of all of them.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Literal
+
+import msgspec
+
+Role = Literal["actor", "trainer", "world", "client"]
+
+
+class Reading(msgspec.Struct, frozen=True):
+    """One sensor value with its age; `value is None` means unknown, and unknown is judged as the worst.
+
+    Attributes:
+        value: in the unit the holding field's name says, or None.
+        age_s: seconds since it was measured.
+    """
+
+    value: float | None
+    age_s: float = 0.0
+
+
+UNKNOWN = Reading(None)
+
+
+class Readings(msgspec.Struct, frozen=True, kw_only=True):
+    """What one look at the board gave.
+
+    Attributes:
+        load_frac: CPU busy share over all cores, 0..1.
+        temp_c: hottest thermal zone that matters, degrees Celsius.
+        battery_frac: state of charge, 0..1. `has_battery` False means mains, and then this is ignored.
+        power_w: drawn from the supply, watts.
+        link_rtt_s: application-level round trip to the broker.
+    """
+
+    load_frac: Reading = UNKNOWN
+    temp_c: Reading = UNKNOWN
+    battery_frac: Reading = UNKNOWN
+    power_w: Reading = UNKNOWN
+    link_rtt_s: Reading = UNKNOWN
+    has_battery: bool = False
+
+
+class Budget(msgspec.Struct, frozen=True, tag_field="t", tag="budget"):
+    """What the device may spend until the next budget.
+
+    Attributes:
+        max_exit: deepest exit the actor may reach, 0-based.
+        train_steps_hz: gradient steps a second the trainer may take.
+        teacher_bytes_per_s: bytes a second, both ways, for teacher knowledge.
+        why: limit name -> the named reason that set it, in words.
+    """
+
+    max_exit: int
+    train_steps_hz: float
+    teacher_bytes_per_s: float
+    why: dict[str, str] = {}
+
+
+class Hello(msgspec.Struct, frozen=True, tag_field="t", tag="hello"):
+    """First words of a child on the control socket."""
+
+    role: Role
+    pid: int
+
+
+class Stop(msgspec.Struct, frozen=True, tag_field="t", tag="stop"):
+    """Finish what is in hand and exit 0."""
+
+
+class ActorReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="actor"):
+    """The actor's last second. Counters are totals since the process started.
+
+    Attributes:
+        ticks: decisions whose action was applied.
+        missed: ticks whose action came after its deadline or not at all.
+        safe: ticks answered by the manifest's safe action.
+        exits: decisions per exit, one entry an exit.
+        latency_p50_s, latency_p99_s, latency_max_s: observation in hand -> action chosen, over the last window.
+        returns: undiscounted returns of the episodes that ended since the last report.
+        faults: named fault -> count since start.
+        generation: of the policy that acts now; 0 is the installed bundle.
+        acting: a policy decides (False: safe action only).
+        first_action_s: process start -> first action applied by a policy, or None.
+        cpu_s, rss_bytes: of the process.
+    """
+
+    pid: int
+    ticks: int
+    missed: int
+    safe: int
+    exits: list[int]
+    latency_p50_s: float
+    latency_p99_s: float
+    latency_max_s: float
+    returns: list[float]
+    faults: dict[str, int]
+    generation: int
+    acting: bool
+    first_action_s: float | None
+    cpu_s: float
+    rss_bytes: int
+
+
+class TrainerReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="trainer"):
+    """The trainer's last second. Counters survive restarts through the checkpoint unless said otherwise.
+
+    Attributes:
+        steps: gradient steps.
+        loss: exponential mean of the training loss, or None before the first step.
+        transitions: seen in the ring.
+        asked, answered, joined: observations asked, answered, and joined to a transition.
+        candidates, accepted: networks offered to the gate and let through.
+        generation: last accepted.
+        checkpoint: last committed generation number.
+        faults: named fault -> count since the process started.
+        cpu_s, rss_bytes: of the process.
+    """
+
+    pid: int
+    steps: int
+    loss: float | None
+    transitions: int
+    asked: int
+    answered: int
+    joined: int
+    candidates: int
+    accepted: int
+    generation: int
+    checkpoint: int
+    faults: dict[str, int]
+    cpu_s: float
+    rss_bytes: int
+
+
+class Ask(msgspec.Struct, frozen=True, tag_field="t", tag="ask"):
+    """Trainer -> supervisor: put this question to a teacher.
+
+    Attributes:
+        ask_id: unique on this device; the answer carries it back.
+        payload: an encoded `wire.KnowAsk`.
+    """
+
+    ask_id: int
+    payload: bytes
+
+
+class Answer(msgspec.Struct, frozen=True, tag_field="t", tag="answer"):
+    """Supervisor -> trainer: what came back for `ask_id` (an encoded `wire.KnowAnswer`)."""
+
+    ask_id: int
+    payload: bytes
+
+
+class Candidate(msgspec.Struct, frozen=True, tag_field="t", tag="candidate"):
+    """Trainer -> supervisor: a network went through the gate (or did not).
+
+    Attributes:
+        generation: its number, from 1.
+        path: the bundle file; empty when refused.
+        sha256: of the whole file, hex.
+        checks: named check -> passed; accepted is `all(checks.values())`.
+        detail: named figure -> value, for the log.
+    """
+
+    generation: int
+    path: str
+    sha256: str
+    checks: dict[str, bool]
+    detail: dict[str, float]
+
+
+class Swap(msgspec.Struct, frozen=True, tag_field="t", tag="swap"):
+    """Supervisor -> actor: make this bundle the acting one between two ticks."""
+
+    generation: int
+    path: str
+    sha256: str
+
+
+class Swapped(msgspec.Struct, frozen=True, tag_field="t", tag="swapped"):
+    """Actor -> supervisor: the outcome of a swap.
+
+    Attributes:
+        ok: the new policy acts; otherwise the former one still does and `why` says what was wrong.
+        tick: the first tick the new policy decided.
+        missed: ticks missed while preparing and swapping.
+        prepare_s: background time spent loading, checking and warming.
+    """
+
+    generation: int
+    ok: bool
+    why: str
+    tick: int
+    missed: int
+    prepare_s: float
+
+
+class Happened(msgspec.Struct, frozen=True, tag_field="t", tag="happened"):
+    """Any child -> supervisor: something a person would want to know; becomes a durable event."""
+
+    name: str
+    detail: dict[str, str | int | float | bool | None]
+
+
+class StatusRequest(msgspec.Struct, frozen=True, tag_field="t", tag="status?"):
+    """A command-line client -> supervisor."""
+
+
+class StatusReply(msgspec.Struct, frozen=True, tag_field="t", tag="status"):
+    """Supervisor -> command-line client: the document `edgert status --json` prints."""
+
+    status: dict[str, object]
+
+
+Told = (
+    Hello
+    | Stop
+    | Budget
+    | ActorReport
+    | TrainerReport
+    | Ask
+    | Answer
+    | Candidate
+    | Swap
+    | Swapped
+    | Happened
+    | StatusRequest
+    | StatusReply
+)
+
+
+class LinkState(enum.Enum):
+    """Where the session with the broker stands."""
+
+    DOWN = "down"
+    UP = "up"
