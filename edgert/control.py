@@ -1,0 +1,614 @@
+"""The supervisor's brain: what happened goes in, what to do comes out.
+
+`step(world, input, now_s) -> (world, effects)` is pure. It compares what should run with what runs at every wake-up (level, not
+edge), so a lost message or a missed exit is mended at the next one. The shell in `programs.supervisor` performs the effects.
+"""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+import msgspec
+
+from edgert import wire
+from edgert.config import Config
+from edgert.errors import MessageError
+from edgert.fleet import session
+from edgert.govern.budget import allot
+from edgert.govern.estimate import Estimate, update
+from edgert.values import (
+    ActorReport,
+    Answer,
+    Ask,
+    Budget,
+    Candidate,
+    Happened,
+    Readings,
+    Role,
+    Swap,
+    Swapped,
+    Told,
+    TrainerReport,
+)
+
+HANG_S = 5.0
+"""A connected actor that reports nothing for this long is hung: it reports from its own loop, once a second."""
+START_PATIENCE_S = 20.0
+"""A child that has not said hello after this long is hung. Importing a runtime from a cold SD card takes seconds."""
+RESTART_BASE_S, RESTART_CAP_S, STABLE_S = 0.5, 30.0, 60.0
+"""The first restart is immediate; from the second on the delay doubles; a child that lived STABLE_S is forgiven."""
+ANSWER_EXPIRY_S = 30
+"""Seconds a broker may keep a question: an answer later than that teaches about a policy long gone."""
+
+
+class Sensed(msgspec.Struct, frozen=True):
+    """One look at the board and at the spool."""
+
+    readings: Readings
+
+
+class Spawned(msgspec.Struct, frozen=True):
+    """The shell started a child."""
+
+    role: Role
+    pid: int
+
+
+class Exited(msgspec.Struct, frozen=True):
+    """A child is gone; `code` is negative for a signal, None when it was not ours to wait for."""
+
+    role: Role
+    code: int | None
+
+
+class Connected(msgspec.Struct, frozen=True):
+    """A child said hello: one that we started, or one that outlived our predecessor."""
+
+    role: Role
+    pid: int
+
+
+class Heard(msgspec.Struct, frozen=True):
+    """A child told us something."""
+
+    role: Role
+    told: Told
+
+
+class LinkUp(msgspec.Struct, frozen=True):
+    """The session with the broker stands."""
+
+
+class LinkDown(msgspec.Struct, frozen=True):
+    """The session with the broker ended, with a named reason."""
+
+    reason: str
+
+
+class Received(msgspec.Struct, frozen=True):
+    """The broker delivered something."""
+
+    topic: str
+    payload: bytes
+    correlation: bytes | None
+
+
+class Stored(msgspec.Struct, frozen=True):
+    """The spool changed: its lowest and its newest sequence number."""
+
+    first: int
+    last: int
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """The link took no event from `seq` on."""
+
+    seq: int
+
+
+class Tick(msgspec.Struct, frozen=True):
+    """Nothing but time."""
+
+
+Input = Sensed | Spawned | Exited | Connected | Heard | LinkUp | LinkDown | Received | Stored | Refused | Tick
+
+
+class Publish(msgspec.Struct, frozen=True):
+    """Send now or never; what must not be lost is `Record`ed instead."""
+
+    topic: wire.Topic
+    payload: bytes
+    qos: int = 0
+    expiry_s: int | None = None
+    correlation: bytes | None = None
+    response_topic: wire.Topic | None = None
+
+
+class SendEvents(msgspec.Struct, frozen=True):
+    """Publish the spooled events `after < seq <= up_to`, each saying `first`."""
+
+    after: int
+    up_to: int
+    first: int
+
+
+class ForgetEvents(msgspec.Struct, frozen=True):
+    """Drop spooled events up to and including this one."""
+
+    up_to: int
+
+
+class Record(msgspec.Struct, frozen=True):
+    """Append an event to the spool, then say `Stored`."""
+
+    name: str
+    detail: dict[str, object]
+
+
+class Start(msgspec.Struct, frozen=True):
+    """Start a child."""
+
+    role: Role
+
+
+class Kill(msgspec.Struct, frozen=True):
+    """Kill a child that hangs."""
+
+    role: Role
+    pid: int
+
+
+class Tell(msgspec.Struct, frozen=True):
+    """Tell a child something; lost when it is not there."""
+
+    role: Role
+    told: Told
+
+
+class Commit(msgspec.Struct, frozen=True):
+    """Note durably which network acts, so that a restarted actor begins with it."""
+
+    swap: Swap
+
+
+class Notify(msgspec.Struct, frozen=True):
+    """Tell systemd: ready, alive, and one line of status."""
+
+    ready: bool
+    alive: bool
+    status: str
+
+
+Effect = Publish | SendEvents | ForgetEvents | Record | Start | Kill | Tell | Commit | Notify
+
+
+class Child(msgspec.Struct, frozen=True):
+    """One process we keep running.
+
+    Attributes:
+        pid: of the running one, or None.
+        connected: it said hello.
+        since_s: of the present state.
+        failures: exits since it last lived long enough.
+        restarts: exits in all.
+        next_start_s: not before this.
+    """
+
+    pid: int | None = None
+    connected: bool = False
+    since_s: float = 0.0
+    failures: int = 0
+    restarts: int = 0
+    next_start_s: float = 0.0
+
+
+class World(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole memory of a supervisor.
+
+    Attributes:
+        config: the user's.
+        task: what the policy does; also the topic segment under which teachers listen.
+        n_exits: of the policy.
+        children: role -> state, for the roles that should run.
+        outbox: durable events on their way to a collector.
+        started_s: monotonic.
+        estimate: what is believed of the board.
+        readings: the last look.
+        budget: as last allotted, or None before the first look.
+        link_up: the session stands.
+        link_reason: why it does not.
+        link_ups: sessions so far.
+        actor, actor_at_s: its last report and when.
+        trainer: its last report.
+        pending: the swap the actor was told to make.
+        acting: the swap it made last, or None for the installed bundle.
+        last_swap: its outcome.
+        ready: systemd was told so.
+        counters: name -> total.
+    """
+
+    config: Config
+    task: str
+    n_exits: int
+    children: dict[Role, Child]
+    outbox: session.Outbox
+    started_s: float
+    estimate: Estimate = Estimate()
+    readings: Readings = Readings()
+    budget: Budget | None = None
+    link_up: bool = False
+    link_reason: str = "not connected yet"
+    link_ups: int = 0
+    actor: ActorReport | None = None
+    actor_at_s: float | None = None
+    trainer: TrainerReport | None = None
+    pending: Swap | None = None
+    acting: Swap | None = None
+    last_swap: Swapped | None = None
+    ready: bool = False
+    counters: dict[str, int] = {}
+
+
+def open_world(
+    config: Config, *, task: str, n_exits: int, acting: Swap | None, stream: str, first: int, last: int, now_s: float
+) -> World:
+    """The world as a supervisor finds it.
+
+    Args:
+        config: checked.
+        task: of the policy.
+        n_exits: of the policy.
+        acting: the network that a predecessor committed, or None.
+        stream: identity of the event spool.
+        first: lowest event it holds.
+        last: newest event it ever gave.
+        now_s: monotonic seconds.
+
+    Returns:
+        Nothing runs yet; the first step starts what should.
+
+    Raises:
+        nothing.
+
+    Source:
+        ours: everything a decision depends on is in one value that can be printed, stored and replayed.
+    """
+    roles: list[Role] = ["actor"]
+    if config.learn.enabled:
+        roles.append("trainer")
+    if config.plant.kind == "simulated":
+        roles.insert(0, "world")
+    return World(
+        config=config,
+        task=config.teacher.task or task,
+        n_exits=n_exits,
+        children={role: Child(since_s=now_s) for role in roles},
+        outbox=session.open_outbox(stream, first, last),
+        started_s=now_s,
+        acting=acting,
+    )
+
+
+def subscriptions(config: Config) -> list[str]:
+    """Filters a device listens on.
+
+    Args:
+        config: checked.
+
+    Returns:
+        Topic filters.
+
+    Raises:
+        nothing.
+
+    Source:
+        ours: one filter a channel, thanks to the fixed depth.
+    """
+    fleet, device = config.device.fleet, config.device.id
+    return [str(wire.Topic(fleet, device, "know", "answer", "+")), str(wire.Topic(fleet, device, "cmd", "+", "+"))]
+
+
+def step(world: World, event: Input, now_s: float) -> tuple[World, list[Effect]]:
+    """Advance the supervisor by one event.
+
+    Args:
+        world: the state before.
+        event: what happened.
+        now_s: monotonic seconds.
+
+    Returns:
+        The state after, and what to do, in order.
+
+    Raises:
+        nothing: a malformed message is counted under its name, a child's nonsense too.
+
+    Source:
+        ours, after balena-supervisor's steps-as-data and openpilot's `ensure_running`.
+    """
+    replace = msgspec.structs.replace
+    effects: list[Effect] = []
+    match event:
+        case Sensed(readings):
+            world = _allot(replace(world, readings=readings), now_s, effects)
+        case Spawned(role, pid):
+            world = _set_child(world, role, pid=pid, connected=False, since_s=now_s)
+        case Connected(role, pid):
+            world = _connected(world, role, pid, now_s, effects)
+        case Exited(role, code):
+            world = _exited(world, role, code, now_s, effects)
+        case Heard(role, told):
+            world = _heard(world, role, told, now_s, effects)
+        case LinkUp():
+            world = replace(world, link_up=True, link_reason="", link_ups=world.link_ups + 1)
+            world = _outbox(_allot(world, now_s, effects), session.Up(), now_s, effects)
+        case LinkDown(reason):
+            world = replace(world, link_up=False, link_reason=reason)
+            world = _outbox(_allot(world, now_s, effects), session.Down(), now_s, effects)
+        case Received():
+            world = _received(world, event, now_s, effects)
+        case Stored(first, last):
+            world = _outbox(world, session.Stored(first, last), now_s, effects)
+        case Refused(seq):
+            world = _outbox(world, session.Refused(seq), now_s, effects)
+        case Tick():
+            world = _outbox(world, session.Tick(), now_s, effects)
+        case _:
+            assert_never(event)
+    return _ensure_running(world, now_s, effects), effects
+
+
+def _count(world: World, name: str, by: int = 1) -> World:
+    return msgspec.structs.replace(world, counters={**world.counters, name: world.counters.get(name, 0) + by})
+
+
+def _set_child(world: World, role: Role, **changes: object) -> World:
+    child = msgspec.structs.replace(world.children.get(role, Child()), **changes)
+    return msgspec.structs.replace(world, children={**world.children, role: child})
+
+
+def _allot(world: World, now_s: float, effects: list[Effect]) -> World:
+    """Look at the board again and tell everyone what they may spend."""
+    config = world.config
+    estimate = update(world.estimate, world.readings, now_s, config.govern)
+    budget = allot(
+        estimate,
+        config.govern,
+        n_exits=world.n_exits,
+        train_steps_hz=config.learn.train_steps_hz if config.learn.enabled else 0.0,
+        teacher_bytes_per_s=config.teacher.max_bytes_per_s if config.teacher.enabled else 0.0,
+        link_up=world.link_up,
+    )
+    if world.budget is not None and budget.why != world.budget.why:
+        effects.append(Record("budget-changed", dict(budget.why)))
+    effects += [Tell("actor", budget), Tell("trainer", budget)]
+    return msgspec.structs.replace(world, estimate=estimate, budget=budget)
+
+
+OutboxEvent = session.Up | session.Down | session.Stored | session.Refused | session.Acked | session.Tick
+
+
+def _outbox(world: World, event: OutboxEvent, now_s: float, effects: list[Effect]) -> World:
+    outbox, wanted = session.step_outbox(world.outbox, event, now_s)
+    world = msgspec.structs.replace(world, outbox=outbox)
+    for effect in wanted:
+        match effect:
+            case session.Send(after, up_to, first):
+                effects.append(SendEvents(after, up_to, first))
+            case session.Forget(up_to):
+                effects.append(ForgetEvents(up_to))
+            case session.Fault(name):
+                world = _count(world, name)
+    return world
+
+
+def _connected(world: World, role: Role, pid: int, now_s: float, effects: list[Effect]) -> World:
+    if role not in world.children:
+        return world
+    world = _set_child(world, role, pid=pid, connected=True, since_s=now_s)
+    if world.budget is not None and role in ("actor", "trainer"):
+        effects.append(Tell(role, world.budget))
+    if role == "actor":
+        world = msgspec.structs.replace(world, actor_at_s=now_s)
+        if world.pending is not None:
+            effects.append(Tell("actor", world.pending))
+    return world
+
+
+def _exited(world: World, role: Role, code: int | None, now_s: float, effects: list[Effect]) -> World:
+    child = world.children.get(role)
+    if child is None or child.pid is None:
+        return world
+    failures = 1 if now_s - child.since_s >= STABLE_S else child.failures + 1
+    delay_s = 0.0 if failures == 1 else min(RESTART_CAP_S, RESTART_BASE_S * 2.0 ** min(failures - 2, 16))
+    effects.append(Record("child-exited", {"role": role, "code": code, "restart_in_s": delay_s}))
+    return _set_child(
+        _count(world, f"{role}-exits"),
+        role,
+        pid=None,
+        connected=False,
+        since_s=now_s,
+        failures=failures,
+        restarts=child.restarts + 1,
+        next_start_s=now_s + delay_s,
+    )
+
+
+def _heard(world: World, role: Role, told: Told, now_s: float, effects: list[Effect]) -> World:
+    replace = msgspec.structs.replace
+    match told:
+        case ActorReport():
+            previous, world = world.actor, replace(world, actor=told, actor_at_s=now_s)
+            on_demand = (
+                world.config.plant.kind == "socket"
+            )  # nobody need ask; the report itself shows that the loop turns
+            ready = world.ready or (told.acting and (on_demand or told.ticks > 0))
+            progressed = on_demand or previous is None or previous.pid != told.pid or told.ticks > previous.ticks
+            effects.append(Notify(ready and not world.ready, progressed, _status_line(world)))
+            return replace(world, ready=ready)
+        case TrainerReport():
+            return replace(world, trainer=told)
+        case Ask(ask_id, payload):
+            if not world.link_up:
+                return _count(world, "asks-offline")
+            fleet, device = world.config.device.fleet, world.config.device.id
+            effects.append(
+                Publish(
+                    wire.Topic(fleet, device, "know", "ask", world.task),
+                    payload,
+                    qos=1,
+                    expiry_s=ANSWER_EXPIRY_S,
+                    correlation=ask_id.to_bytes(8, "big"),
+                    response_topic=wire.Topic(fleet, device, "know", "answer", world.task),
+                )
+            )
+            return _count(_count(world, "asks"), "ask-bytes", len(payload))
+        case Candidate():
+            if not told.path:
+                effects.append(Record("network-refused", {"generation": told.generation, **told.checks, **told.detail}))
+                return _count(world, "networks-refused")
+            effects.append(Record("network-accepted", {"generation": told.generation, **told.checks, **told.detail}))
+            swap = Swap(told.generation, told.path, told.sha256)
+            effects.append(Tell("actor", swap))
+            return replace(_count(world, "networks-accepted"), pending=swap)
+        case Swapped():
+            return _swapped(world, told, effects)
+        case Happened(name, detail):
+            effects.append(Record(name, {"role": role, **detail}))
+            return _count(world, name)
+        case _:
+            return _count(world, f"nonsense-from-{role}")
+
+
+def _swapped(world: World, told: Swapped, effects: list[Effect]) -> World:
+    replace = msgspec.structs.replace
+    detail: dict[str, object] = msgspec.structs.asdict(told)
+    effects.append(Record("swapped" if told.ok else "swap-refused", detail))
+    pending, world = world.pending, replace(_count(world, "swaps" if told.ok else "swaps-refused"), last_swap=told)
+    if pending is None or pending.generation != told.generation:
+        return world
+    if told.ok:
+        effects.append(Commit(pending))
+        world = replace(world, acting=pending)
+    return replace(world, pending=None)
+
+
+def _received(world: World, message: Received, now_s: float, effects: list[Effect]) -> World:
+    try:
+        topic = wire.parse_topic(message.topic)
+        if (topic.channel, topic.type) == ("know", "answer"):
+            if message.correlation is None or len(message.correlation) != 8:
+                raise MessageError("a teacher's answer without the correlation data of its question")
+            effects.append(Tell("trainer", Answer(int.from_bytes(message.correlation, "big"), message.payload)))
+            return _count(_count(world, "answers"), "answer-bytes", len(message.payload))
+        if (topic.channel, topic.type) == ("cmd", "ack"):
+            ack, _ = wire.decode(message.payload, wire.EventAck)
+            return _outbox(world, session.Acked(ack.stream, ack.up_to), now_s, effects)
+        raise MessageError(f"no device listens on {topic.channel}/{topic.type}")
+    except MessageError:
+        return _count(world, "malformed-messages")
+
+
+def _ensure_running(world: World, now_s: float, effects: list[Effect]) -> World:
+    for role, child in world.children.items():
+        if child.pid is None:
+            if now_s >= child.next_start_s:
+                effects.append(Start(role))
+                # Counted as running from here on, so that a slow spawn is not started twice; Spawned brings the pid.
+                world = _set_child(world, role, pid=0, since_s=now_s, next_start_s=now_s + RESTART_CAP_S)
+            continue
+        silent_s = now_s - (
+            world.actor_at_s if role == "actor" and child.connected and world.actor_at_s else child.since_s
+        )
+        hung = (
+            silent_s > (HANG_S if role == "actor" else float("inf")) if child.connected else silent_s > START_PATIENCE_S
+        )
+        if hung and child.pid:
+            effects += [Record("child-hung", {"role": role, "silent_s": round(silent_s, 1)}), Kill(role, child.pid)]
+            world = _set_child(_count(world, f"{role}-hung"), role, connected=False, since_s=now_s)
+    return world
+
+
+def wake_s(world: World, now_s: float) -> float:
+    """When `step` wants a `Tick` although nothing else happens.
+
+    Args:
+        world: the state.
+        now_s: monotonic seconds.
+
+    Returns:
+        Monotonic seconds, at most one second ahead, since hung children are found by looking.
+
+    Raises:
+        nothing.
+
+    Source:
+        ours.
+    """
+    times = [now_s + 1.0]
+    if world.outbox.wake_s is not None:
+        times.append(world.outbox.wake_s)
+    times += [child.next_start_s for child in world.children.values() if child.pid is None]
+    return max(now_s, min(times))
+
+
+def _status_line(world: World) -> str:
+    actor = world.actor
+    if actor is None:
+        return "waiting for the actor"
+    link = "link up" if world.link_up else f"link down ({world.link_reason})"
+    acting = f"generation {actor.generation}" if actor.acting else "SAFE ACTION ONLY"
+    return f"{acting}, {actor.ticks} ticks, {actor.missed} missed, {link}"
+
+
+def status(world: World, now_s: float) -> dict[str, object]:
+    """The document that `edgert status --json` prints and telemetry carries.
+
+    Args:
+        world: the state.
+        now_s: monotonic seconds.
+
+    Returns:
+        Plain maps, lists, numbers and text; unknown values are None.
+
+    Raises:
+        nothing.
+
+    Source:
+        ours: one document for the terminal, the broker and the report.
+    """
+    builtins = msgspec.to_builtins
+    config, readings = world.config, world.readings
+    return {
+        "device": config.device.id,
+        "fleet": config.device.fleet,
+        "task": world.task,
+        "up_s": round(now_s - world.started_s, 3),
+        "ready": world.ready,
+        "link": {
+            "up": world.link_up,
+            "reason": world.link_reason,
+            "ups": world.link_ups,
+            "rtt_s": readings.link_rtt_s.value,
+            "events_waiting": world.outbox.last - world.outbox.floor,
+        },
+        "board": {
+            "load_frac": readings.load_frac.value,
+            "temp_c": readings.temp_c.value,
+            "battery_frac": readings.battery_frac.value if readings.has_battery else None,
+            "power_w": readings.power_w.value,
+        },
+        "budget": None if world.budget is None else builtins(world.budget),
+        "children": {
+            role: {"pid": child.pid, "connected": child.connected, "restarts": child.restarts}
+            for role, child in world.children.items()
+        },
+        "actor": None if world.actor is None else builtins(world.actor),
+        "actor_age_s": None if world.actor_at_s is None else round(now_s - world.actor_at_s, 3),
+        "trainer": None if world.trainer is None else builtins(world.trainer),
+        "policy": {
+            "generation": 0 if world.acting is None else world.acting.generation,
+            "pending": None if world.pending is None else world.pending.generation,
+            "last_swap": None if world.last_swap is None else builtins(world.last_swap),
+        },
+        "counters": dict(world.counters),
+    }

@@ -1,0 +1,126 @@
+"""The gate: may a network trained on this device replace the one that acts?"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from edgert.nets import F32
+
+Actions = npt.NDArray[np.integer]
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """How strict the gate is.
+
+    Attributes:
+        min_held_out: held-out observations it takes to judge at all.
+        min_taught: taught ones among them, to judge by the teacher rather than by temporal difference.
+        min_int8_agreement: share of observations where the int8 network acts as the float one it was made from.
+        regret_slack_sem: standard errors of the paired difference that chance may add to the mean regret.
+        td_slack_frac: how much the mean absolute TD error may grow when no teacher can judge.
+    """
+
+    min_held_out: int = 50
+    min_taught: int = 30
+    min_int8_agreement: float = 0.9
+    regret_slack_sem: float = 1.0
+    td_slack_frac: float = 0.1
+
+
+class Evidence(NamedTuple):
+    """What both networks do on the same `n` held-out observations.
+
+    Attributes:
+        acting: (n,) actions of the network that acts, int8, exits as on the board.
+        candidate: (n,) actions of the candidate, int8, exits as on the board.
+        candidate_float: (n,) actions of the candidate's float network through the same exits.
+        candidate_head: (n, n_actions + 1) float32 outputs of the candidate's last exit.
+        teacher_q: (n, n_actions) float32; anything where not taught.
+        taught: (n,) bool.
+        acting_td: (n,) absolute TD errors of the acting network.
+        candidate_td: (n,) absolute TD errors of the candidate.
+    """
+
+    acting: Actions
+    candidate: Actions
+    candidate_float: Actions
+    candidate_head: F32
+    teacher_q: F32
+    taught: npt.NDArray[np.bool_]
+    acting_td: F32
+    candidate_td: F32
+
+
+class Verdict(NamedTuple):
+    """Accepted when every named check passed.
+
+    Attributes:
+        checks: name -> passed.
+        detail: name -> figure, for the log.
+    """
+
+    checks: dict[str, bool]
+    detail: dict[str, float]
+
+    @property
+    def accepted(self) -> bool:
+        """Every check passed."""
+        return all(self.checks.values())
+
+
+def regret(teacher_q: F32, action: Actions) -> F32:
+    """What an action gives away by the teacher's judgement.
+
+    Args:
+        teacher_q: (n, n_actions) float32.
+        action: (n,) integer.
+    Returns:
+        (n,) float32, in units of return, 0 where the action is the teacher's own.
+    Raises:
+        Nothing.
+    Source:
+        ours: the advantage gap max_a T(s,a) - T(s,action); unlike agreement it forgives a choice between equals.
+    """
+    return np.asarray(teacher_q.max(1) - teacher_q[np.arange(len(action)), action], np.float32)
+
+
+def judge(evidence: Evidence, limits: Limits) -> Verdict:
+    """Compare candidate and acting network on observations that neither was trained on here.
+
+    Args:
+        evidence: both networks on the same observations.
+        limits: how strict to be.
+    Returns:
+        Named checks and the figures behind them. With enough taught observations the teacher judges (`regret`), otherwise
+        the temporal difference does (`td-error`).
+    Raises:
+        Nothing.
+    Source:
+        ours: a paired comparison, because the difference of two policies on the same states varies far less than each.
+    """
+    n, taught = len(evidence.candidate), int(evidence.taught.sum())
+    checks = {"held-out": n >= limits.min_held_out, "finite": bool(np.isfinite(evidence.candidate_head).all())}
+    detail = {"held_out": float(n), "taught": float(taught)}
+    if not n:
+        return Verdict(checks, detail)
+    agreement = float((evidence.candidate == evidence.candidate_float).mean())
+    checks["int8-agrees"] = agreement >= limits.min_int8_agreement
+    detail["int8_agreement"] = agreement
+    detail["changed"] = float((evidence.candidate != evidence.acting).mean())
+    if taught >= limits.min_taught:
+        teacher_q = evidence.teacher_q[evidence.taught]
+        before = regret(teacher_q, evidence.acting[evidence.taught])
+        after = regret(teacher_q, evidence.candidate[evidence.taught])
+        difference = after - before
+        slack = limits.regret_slack_sem * float(difference.std(ddof=1)) / taught**0.5
+        checks["regret"] = float(difference.mean()) <= slack
+        detail |= {"regret_before": float(before.mean()), "regret_after": float(after.mean()), "regret_slack": slack}
+    else:
+        before_td, after_td = float(evidence.acting_td.mean()), float(evidence.candidate_td.mean())
+        checks["td-error"] = after_td <= before_td * (1 + limits.td_slack_frac)
+        detail |= {"td_before": before_td, "td_after": after_td}
+    return Verdict(checks, detail)

@@ -1,0 +1,106 @@
+"""A checkpoint as bytes: everything that a resumed training needs to take the very same next step."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import cbor2
+import numpy as np
+
+from edgert.errors import ArtifactError, UsageError
+from edgert.learn.dqn import Learner
+from edgert.learn.replay import Replay
+
+FORMAT = 1
+
+
+def pack(learner: Learner, replay: Replay, rng: np.random.Generator, *, schema: str, counters: dict[str, int]) -> bytes:
+    """Freeze a training.
+
+    Args:
+        learner: network, target, moments and step count.
+        replay: only what teachers said is kept; the transitions themselves are in the ring, which has its own file.
+        rng: the generator that samples.
+        schema: hash of the network's description and of the observation and action schema.
+        counters: non-negative totals to carry on.
+    Returns:
+        CBOR bytes.
+    Raises:
+        Nothing.
+    Source:
+        ours: one generation holds weights, optimiser, chance, cursor and counters, because a resume that lacks one of
+        them silently trains something else.
+    """
+    seq, q = replay.taught()
+    return cbor2.dumps(
+        {
+            "format": FORMAT,
+            "schema": schema,
+            "steps": learner.steps,
+            "arrays": {name: array.tobytes() for name, array in learner.arrays().items()},
+            "rng": json.dumps(rng.bit_generator.state),
+            "newest_seq": replay.newest_seq,
+            "taught_seq": seq.astype("<i8").tobytes(),
+            "taught_q": q.astype("<f4").tobytes(),
+            "counters": counters,
+        }
+    )
+
+
+class Checkpoint:
+    """An opened checkpoint.
+
+    Attributes:
+        steps: gradient steps taken.
+        newest_seq: the newest transition it had seen; replay up to it, then `restore`.
+        counters: as packed.
+    """
+
+    def __init__(self, data: bytes, *, schema: str) -> None:
+        """Open and check.
+
+        Args:
+            data: as `pack` made it.
+            schema: what the running network is.
+        Raises:
+            ArtifactError: not a checkpoint, of another format, or of another network.
+        """
+        try:
+            self._document: dict[str, Any] = cbor2.loads(data)
+            found = self._document["format"], self._document["schema"]
+            self.steps = int(self._document["steps"])
+            self.newest_seq = int(self._document["newest_seq"])
+            self.counters = {str(name): int(total) for name, total in self._document["counters"].items()}
+            self._arrays = {name: np.frombuffer(raw, np.float32) for name, raw in self._document["arrays"].items()}
+            self._taught_seq = np.frombuffer(self._document["taught_seq"], "<i8")
+            self._taught_q = np.frombuffer(self._document["taught_q"], "<f4")
+            self._rng = json.loads(self._document["rng"])
+        except (cbor2.CBORDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ArtifactError(
+                f"checkpoint is damaged: {type(error).__name__}: {error}; training starts from the bundle"
+            ) from error
+        if found != (FORMAT, schema):
+            raise ArtifactError(
+                f"checkpoint is of format {found[0]} for schema {found[1]}, not {FORMAT} for {schema}: it belongs to another policy"
+            )
+
+    def restore(self, learner: Learner, replay: Replay, rng: np.random.Generator) -> int:
+        """Put everything back.
+
+        Args:
+            learner: overwritten.
+            replay: already filled from the ring; gets its teaching back where the transitions are still there.
+            rng: overwritten.
+        Returns:
+            How many taught transitions found their place.
+        Raises:
+            ArtifactError: sizes that do not fit the network.
+        """
+        try:
+            learner.restore(self._arrays, self.steps)
+            q = self._taught_q.reshape(len(self._taught_seq), -1)
+            rng.bit_generator.state = self._rng
+        except (UsageError, ValueError, TypeError, KeyError) as error:
+            raise ArtifactError(f"checkpoint does not fit: {error}; training starts from the bundle") from error
+        return sum(replay.teach(int(seq), row) for seq, row in zip(self._taught_seq, q, strict=True))

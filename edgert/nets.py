@@ -1,0 +1,362 @@
+"""Early-exit value networks: their description, their float forward pass and their cost.
+
+A network is a trunk cut into stages. After stage k a head looks at the trunk's features and gives `n_actions` Q-values and
+one confidence logit, in one matrix product: column `n_actions` of `h<k>.out` is the confidence. The last head is the full network.
+
+Arrays are NHWC inside, weights are matrices (convolution: rows ordered kernel row, kernel column, input channel), and all
+parameters of a network lie in one flat float32 vector, so that an optimiser step, a checkpoint and a hash each see one array.
+Only the exporter knows that ONNX wants NCHW.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any, NamedTuple, TypeAlias
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from edgert import kernels
+from edgert.errors import UsageError
+
+F32: TypeAlias = npt.NDArray[np.float32]
+U8: TypeAlias = npt.NDArray[np.uint8]
+
+
+class Conv(msgspec.Struct, frozen=True, tag="conv"):
+    """2-D convolution with a bias, same stride and padding both ways."""
+
+    channels: int
+    kernel: int
+    stride: int = 1
+    padding: int = 0
+
+
+class MaxPool(msgspec.Struct, frozen=True, tag="maxpool"):
+    """2-D max pooling without padding."""
+
+    kernel: int
+    stride: int
+
+
+class Dense(msgspec.Struct, frozen=True, tag="dense"):
+    """Fully connected layer with a bias; flattens whatever comes in (order: row, column, channel)."""
+
+    units: int
+
+
+class Relu(msgspec.Struct, frozen=True, tag="relu"):
+    """max(x, 0)."""
+
+
+Layer = Conv | MaxPool | Dense | Relu
+
+
+class NetSpec(msgspec.Struct, frozen=True):
+    """What a network looks like.
+
+    Attributes:
+        input_shape: (height, width, channels) of the uint8 observation.
+        n_actions: size of the discrete action set.
+        trunk: the layers of each stage.
+        heads: hidden layers of each stage's head; the output layer is implied. Same length as `trunk`.
+        input_scale: what one unit of the uint8 observation is worth (1 for booleans, 1/255 for images).
+    """
+
+    input_shape: tuple[int, int, int]
+    n_actions: int
+    trunk: tuple[tuple[Layer, ...], ...]
+    heads: tuple[tuple[Layer, ...], ...]
+    input_scale: float = 1.0
+
+    @property
+    def n_exits(self) -> int:
+        """Number of exits; the last is the full network."""
+        return len(self.trunk)
+
+
+class Placed(NamedTuple):
+    """A layer in its place.
+
+    Attributes:
+        name: `t<stage>.<i>` in the trunk, `h<exit>.<i>` in a head, `h<exit>.out` for the implied output layer.
+        layer: the layer.
+        in_shape: without the batch axis.
+        out_shape: without the batch axis.
+    """
+
+    name: str
+    layer: Layer
+    in_shape: tuple[int, ...]
+    out_shape: tuple[int, ...]
+
+
+def _out_shape(name: str, layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
+    match layer:
+        case Conv(channels, kernel, stride, padding):
+            grown = tuple(size + 2 * padding for size in shape[:2])
+        case MaxPool(kernel, stride):
+            channels, grown = shape[-1], shape[:2]
+        case Dense(units):
+            return (units,)
+        case Relu():
+            return shape
+    if len(shape) != 3 or min(grown) < kernel:
+        raise UsageError(
+            f"layer {name}: a {kernel}x{kernel} window does not fit its input {shape}; shrink it or pool less before it"
+        )
+    return tuple((size - kernel) // stride + 1 for size in grown) + (channels,)
+
+
+def _place(prefix: str, layers: tuple[Layer, ...], shape: tuple[int, ...]) -> list[Placed]:
+    placed = []
+    for i, layer in enumerate(layers):
+        name = f"{prefix}.{i}"
+        out = _out_shape(name, layer, shape)
+        placed.append(Placed(name, layer, shape, out))
+        shape = out
+    return placed
+
+
+class Stage(NamedTuple):
+    """One stage of a network and the head that looks at it; the head ends with its output layer."""
+
+    trunk: list[Placed]
+    head: list[Placed]
+
+
+@functools.lru_cache(maxsize=64)
+def stages(spec: NetSpec) -> tuple[Stage, ...]:
+    """Put every layer in its place.
+
+    Args:
+        spec: the network.
+    Returns:
+        One Stage an exit, shallow to deep.
+    Raises:
+        UsageError: trunk and heads differ in length, nothing is there, a window does not fit, or a head starts with a
+            ReLU (it would work in place on features that the next stage still reads).
+    Source:
+        ours: BranchyNet's shape (Teerapittayanon 2016, section III) with the confidence as one more output of each head.
+    """
+    if not spec.trunk or len(spec.trunk) != len(spec.heads) or not all(spec.trunk):
+        raise UsageError(
+            f"a network needs as many heads as non-empty stages, not {len(spec.heads)} and {len(spec.trunk)}"
+        )
+    if any(isinstance(layer, Relu) for head in spec.heads for layer in head[:1]):
+        raise UsageError("a head may not start with a ReLU: end the trunk's stage with it instead")
+    found: list[Stage] = []
+    shape: tuple[int, ...] = spec.input_shape
+    for k, (trunk_layers, head_layers) in enumerate(zip(spec.trunk, spec.heads, strict=True)):
+        trunk = _place(f"t{k}", trunk_layers, shape)
+        shape = trunk[-1].out_shape
+        head = _place(f"h{k}", head_layers, shape)
+        features = head[-1].out_shape if head else shape
+        head.append(Placed(f"h{k}.out", Dense(spec.n_actions + 1), features, (spec.n_actions + 1,)))
+        found.append(Stage(trunk, head))
+    return tuple(found)
+
+
+def weighted(spec: NetSpec) -> Iterator[Placed]:
+    """The layers that have parameters, in the order in which the flat vector holds them.
+
+    Args:
+        spec: the network.
+    Yields:
+        Conv and Dense layers, stage by stage, trunk before head.
+    Raises:
+        UsageError: as `stages`.
+    Source:
+        ours: one fixed order makes a vector meaningful without names beside it.
+    """
+    for stage in stages(spec):
+        for placed in (*stage.trunk, *stage.head):
+            if isinstance(placed.layer, Conv | Dense):
+                yield placed
+
+
+def matrix_shape(placed: Placed) -> tuple[int, int]:
+    """Shape of a layer's weight matrix.
+
+    Args:
+        placed: a Conv or Dense in its place.
+    Returns:
+        (inputs of one output, outputs).
+    Raises:
+        UsageError: the layer has no weights.
+    Source:
+        ours: convolution as a matrix product over `kernels.im2col` columns.
+    """
+    match placed.layer:
+        case Conv(channels, kernel):
+            return kernel * kernel * placed.in_shape[-1], channels
+        case Dense(units):
+            return int(np.prod(placed.in_shape)), units
+    raise UsageError(f"layer {placed.name} has no weights")
+
+
+class Params:
+    """The parameters of one network: one flat float32 vector with a named view on each matrix and bias.
+
+    Attributes:
+        spec: the network they belong to.
+        flat: (n_parameters,) float32, C-contiguous; writing to it changes every view.
+        views: name -> array; `<layer>.w` (inputs, outputs) and `<layer>.b` (outputs,), both float32.
+    """
+
+    def __init__(self, spec: NetSpec, flat: F32 | None = None) -> None:
+        """Wrap `flat` (not copied), or zeros.
+
+        Args:
+            spec: the network.
+            flat: (n_parameters,) float32.
+        Raises:
+            UsageError: `flat` has the wrong size or dtype.
+        """
+        sizes = [(placed.name, *matrix_shape(placed)) for placed in weighted(spec)]
+        n_parameters = sum(rows * columns + columns for _, rows, columns in sizes)
+        if flat is None:
+            flat = np.zeros(n_parameters, np.float32)
+        if flat.shape != (n_parameters,) or flat.dtype != np.float32:
+            raise UsageError(f"this network has {n_parameters} float32 parameters, not {flat.dtype} {flat.shape}")
+        self.spec, self.flat = spec, flat
+        self.views: dict[str, F32] = {}
+        offset = 0
+        for name, rows, columns in sizes:
+            self.views[f"{name}.w"] = flat[offset : offset + rows * columns].reshape(rows, columns)
+            offset += rows * columns
+            self.views[f"{name}.b"] = flat[offset : offset + columns]
+            offset += columns
+
+    def copy(self) -> Params:
+        """A network of the same shape with its own vector."""
+        return Params(self.spec, self.flat.copy())
+
+
+def initialise(spec: NetSpec, rng: np.random.Generator) -> Params:
+    """Draw parameters for a new network.
+
+    Args:
+        spec: the network.
+        rng: where chance comes from.
+    Returns:
+        Weights uniform in +-sqrt(6 / fan_in) before a ReLU and +-sqrt(3 / fan_in) / 10 in output layers, biases zero.
+    Raises:
+        UsageError: as `stages`.
+    Source:
+        He et al. 2015 (arXiv 1502.01852) equation 10; small outputs so that no action starts as the favourite by chance.
+    """
+    params = Params(spec)
+    for placed in weighted(spec):
+        fan_in, _ = matrix_shape(placed)
+        bound = np.sqrt(3.0 / fan_in) * 0.1 if placed.name.endswith(".out") else np.sqrt(6.0 / fan_in)
+        weight = params.views[f"{placed.name}.w"]
+        weight[:] = rng.uniform(-bound, bound, weight.shape)
+    return params
+
+
+class Tape:
+    """What a forward pass leaves behind for the backward pass: per layer name, the arrays its gradient needs."""
+
+    def __init__(self) -> None:
+        """An empty tape."""
+        self.saved: dict[str, Any] = {}
+
+
+def run_layers(layers: list[Placed], params: Params, x: F32 | U8, tape: Tape | None) -> F32:
+    """Run consecutive layers.
+
+    Args:
+        layers: in order.
+        params: of the network they belong to.
+        x: (batch, *in_shape) float32, or the uint8 observation before a first Conv or Dense. May be overwritten by a ReLU.
+        tape: filled with what the backward pass needs, or None.
+    Returns:
+        (batch, *out_shape) float32.
+    Raises:
+        UsageError: the input does not fit the first layer.
+    Source:
+        convolution by im2col: Chellapilla et al. 2006.
+    """
+    batch = x.shape[0]
+    for name, layer, in_shape, out_shape in layers:
+        saved: Any
+        match layer:
+            case Conv(_, kernel, stride, padding):
+                scale = params.spec.input_scale if x.dtype == np.uint8 else 1.0
+                columns = kernels.im2col(x.reshape(batch, *in_shape), kernel, stride, padding, scale=scale)
+                y = columns @ params.views[f"{name}.w"]
+                y += params.views[f"{name}.b"]
+                saved, x = columns, y.reshape(batch, *out_shape)
+            case Dense():
+                rows = x.reshape(batch, -1)
+                if rows.dtype == np.uint8:
+                    rows = rows * np.float32(params.spec.input_scale)
+                y = rows @ params.views[f"{name}.w"]
+                y += params.views[f"{name}.b"]
+                saved, x = rows, y
+            case MaxPool(kernel, stride):
+                x, saved = kernels.maxpool(np.ascontiguousarray(x, np.float32), kernel, stride)
+            case Relu():
+                x = saved = np.maximum(x, np.float32(0), out=x)
+        if tape is not None:
+            tape.saved[name] = saved
+    return np.asarray(x, np.float32)
+
+
+def forward(
+    params: Params, obs: U8, *, exits: tuple[int, ...] | None = None, tape: Tape | None = None
+) -> dict[int, F32]:
+    """Run a batch through the trunk and the wanted heads, in float.
+
+    Args:
+        params: the network.
+        obs: (batch, height, width, channels) uint8.
+        exits: which heads to run; None means all. The trunk runs no deeper than the deepest of them.
+        tape: filled for `learn.backprop.backward`, or None.
+    Returns:
+        exit -> (batch, n_actions + 1) float32: Q-values, then the confidence logit.
+    Raises:
+        UsageError: wrong shape or dtype of the observations, or an exit that is not there.
+    Source:
+        BranchyNet (Teerapittayanon et al. 2016), Algorithm 1, without the early return: training wants every exit.
+    """
+    spec = params.spec
+    if obs.dtype != np.uint8 or obs.shape[1:] != tuple(spec.input_shape):
+        raise UsageError(
+            f"observations must be uint8 (batch, {', '.join(map(str, spec.input_shape))}), not {obs.dtype} {obs.shape}"
+        )
+    wanted = tuple(range(spec.n_exits)) if exits is None else exits
+    if not wanted or not set(wanted) <= set(range(spec.n_exits)):
+        raise UsageError(f"exits {wanted} of a network that has {spec.n_exits}")
+    outputs: dict[int, F32] = {}
+    x: F32 | U8 = np.ascontiguousarray(obs)
+    for k, stage in enumerate(stages(spec)[: max(wanted) + 1]):
+        x = run_layers(stage.trunk, params, x, tape)
+        if k in wanted:
+            outputs[k] = run_layers(stage.head, params, x, tape)
+    return outputs
+
+
+def macs(spec: NetSpec) -> list[int]:
+    """Multiply-accumulates of one decision that leaves at each exit.
+
+    Args:
+        spec: the network.
+    Returns:
+        Per exit: the trunk up to it and *every* head passed on the way, since each must be asked before going on.
+    Raises:
+        UsageError: as `stages`.
+    Source:
+        ours: heads and confidence columns counted, because leaving them out is the usual way to flatter an early exit.
+    """
+    totals, spent = [], 0
+    for stage in stages(spec):
+        for placed in (*stage.trunk, *stage.head):
+            if isinstance(placed.layer, Conv | Dense):
+                rows, columns = matrix_shape(placed)
+                spent += rows * columns * int(np.prod(placed.out_shape[:-1]))
+        totals.append(spent)
+    return totals

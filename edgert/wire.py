@@ -1,0 +1,248 @@
+"""The wire, version 1: topics, messages and their CBOR bytes. The only file that knows them.
+
+Topics have a fixed depth, `edgert/v1/<fleet>/<device>/<channel>/<type>/<id>`, with `-` for an empty segment, so that every
+access rule and every subscription is one filter. A payload is a CBOR map that carries its schema name and version; keys a
+reader does not know are kept and handed on, never dropped, so that old and new devices can share a broker.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, NamedTuple, TypeVar
+
+import cbor2
+import msgspec
+
+from edgert.errors import MessageError, UsageError
+
+ROOT = "edgert/v1"
+VERSION = 1
+CONTENT_TYPE = "application/cbor"
+MAX_PAYLOAD_BYTES = 1 << 20
+"""A payload beyond this is refused unread; bigger things travel in chunks."""
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=4096)]
+Side = Annotated[int, msgspec.Meta(ge=1, le=4096)]
+Sequence = Annotated[int, msgspec.Meta(ge=0, lt=1 << 63)]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
+class Topic(NamedTuple):
+    """A topic taken apart; `id` is `-` where a message needs none."""
+
+    fleet: str
+    device: str
+    channel: str
+    type: str
+    id: str = "-"
+
+    def __str__(self) -> str:
+        """The topic as it goes over the wire, or a filter where a segment is `+`."""
+        return "/".join((ROOT, *self))
+
+
+def is_name(text: str) -> bool:
+    """May this be a fleet, a device or a task?
+
+    Args:
+        text: the candidate.
+    Returns:
+        True for 1 to 64 letters, digits, `_`, `.` and `-`, the first a letter or digit.
+    Raises:
+        Nothing.
+    Source:
+        ours: the intersection of what MQTT topics, file names and host names allow without quoting.
+    """
+    return _NAME.fullmatch(text) is not None
+
+
+def parse_topic(text: str) -> Topic:
+    """Take a received topic apart.
+
+    Args:
+        text: as the broker delivered it.
+    Returns:
+        Its five segments.
+    Raises:
+        MessageError: not a version 1 topic.
+    Source:
+        MQTT 5.0 section 4.7 (topic levels); the layout is ours.
+    """
+    segments = text.split("/")
+    if len(segments) != 7 or "/".join(segments[:2]) != ROOT or not all(s == "-" or is_name(s) for s in segments[2:]):
+        raise MessageError(f"topic {text[:120]!r} is not {ROOT}/<fleet>/<device>/<channel>/<type>/<id>")
+    return Topic(*segments[2:])
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag="status"):
+    """Birth (retained, `online` true) and last will (`online` false) of a device.
+
+    Attributes:
+        online: the device holds a session.
+        session: drawn anew at each start of the supervisor; pairs a will with its birth, so that a late will of an
+            old session cannot declare a newer one dead.
+        version: of edgert.
+        task: what its policy does.
+    """
+
+    online: bool
+    session: str
+    version: str = ""
+    task: str = ""
+    v: int = VERSION
+
+
+class Telemetry(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag="telemetry"):
+    """The status document of `edgert status --json`, about once a second, expendable.
+
+    Attributes:
+        at_s: seconds since the Unix epoch, by the device's clock.
+        status: the document.
+    """
+
+    at_s: float
+    status: dict[str, object]
+    v: int = VERSION
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag="event"):
+    """Something that must not be lost: kept on the device's disk until a collector acknowledges it.
+
+    Attributes:
+        stream: identity of the device's store; a store that was lost starts a new stream, whose numbers begin again.
+        seq: counts from 1 and never repeats within a stream.
+        first: lowest number the device can still send.
+        at_s: seconds since the Unix epoch, by the device's clock.
+        name: what happened.
+        detail: named facts.
+    """
+
+    stream: str
+    seq: Sequence
+    first: Sequence
+    at_s: float
+    name: str
+    detail: dict[str, object] = {}
+    v: int = VERSION
+
+
+class EventAck(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag="event-ack"):
+    """A collector holds every event of this device's `stream` up to and including `up_to`."""
+
+    stream: str
+    up_to: Sequence
+    v: int = VERSION
+
+
+class KnowAsk(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag="know-ask"):
+    """A student's question: what is each action worth in these observations?
+
+    Attributes:
+        task: what is being played.
+        obs_shape: (height, width, channels) of one observation.
+        n_actions: size of the student's action set.
+        count: observations asked about.
+        codec: how `data` is coded (`knowledge.codec`).
+        data: the observations.
+    """
+
+    task: str
+    obs_shape: tuple[Side, Side, Side]
+    n_actions: Side
+    count: Count
+    codec: int
+    data: bytes
+    v: int = VERSION
+
+
+class KnowAnswer(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag="know-answer"):
+    """A teacher's answer.
+
+    Attributes:
+        teacher: which model answered (bundle hash, first 16 hex digits).
+        count: observations answered; 0 when `error` says why not.
+        codec: how `data` is coded.
+        data: (count, n_actions) float32 Q-values, in the order asked.
+        error: a named refusal, or empty.
+    """
+
+    teacher: str
+    count: Count
+    codec: int
+    data: bytes
+    error: str = ""
+    v: int = VERSION
+
+
+Message = Status | Telemetry | Event | EventAck | KnowAsk | KnowAnswer
+M = TypeVar("M", Status, Telemetry, Event, EventAck, KnowAsk, KnowAnswer)
+
+
+class Decoded(NamedTuple):
+    """A validated message and the keys this version does not know."""
+
+    message: Message
+    unknown: dict[str, object]
+
+
+def encode(message: Message, unknown: dict[str, object] | None = None) -> bytes:
+    """Turn a message into its payload.
+
+    Args:
+        message: to send.
+        unknown: keys that came with the message it answers or forwards.
+    Returns:
+        CBOR bytes, at most MAX_PAYLOAD_BYTES.
+    Raises:
+        UsageError: it is larger than that.
+    Source:
+        RFC 8949 (CBOR).
+    """
+    document = msgspec.to_builtins(message, builtin_types=(bytes,))
+    payload = cbor2.dumps({**(unknown or {}), **document})
+    if len(payload) > MAX_PAYLOAD_BYTES:
+        raise UsageError(
+            f"a {type(message).__name__} of {len(payload)} bytes is over the limit of {MAX_PAYLOAD_BYTES}: send less at once"
+        )
+    return payload
+
+
+def decode(payload: bytes, expected: type[M]) -> tuple[M, dict[str, object]]:
+    """Read and validate a payload.
+
+    Args:
+        payload: as received.
+        expected: the message this topic carries.
+    Returns:
+        The message, and the keys this version does not know.
+    Raises:
+        MessageError: too large, not CBOR, not a map, another schema, a newer version, or a field that does not validate.
+    Source:
+        RFC 8949; unknown keys kept: ours, so that a message survives a passage through an older node.
+    """
+    if len(payload) > MAX_PAYLOAD_BYTES:
+        raise MessageError(f"payload of {len(payload)} bytes is over the limit of {MAX_PAYLOAD_BYTES}")
+    try:
+        document = cbor2.loads(payload)
+    except (
+        cbor2.CBORDecodeError,
+        ValueError,
+        TypeError,
+        ArithmeticError,
+        RecursionError,
+        MemoryError,
+        LookupError,
+    ) as error:
+        raise MessageError(f"payload is not CBOR: {type(error).__name__}: {error}") from error
+    if not isinstance(document, dict) or not all(isinstance(key, str) for key in document):
+        raise MessageError(f"payload is a CBOR {type(document).__name__}, not a map with text keys")
+    version = document.get("v")
+    if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= VERSION:
+        raise MessageError(f"payload version is {version!r}; this edgert speaks up to {VERSION}")
+    try:
+        message = msgspec.convert(document, expected)
+    except (msgspec.ValidationError, RecursionError, OverflowError) as error:
+        raise MessageError(f"payload is no {expected.__name__}: {error}") from error
+    known = {"schema", *(field.name for field in msgspec.structs.fields(expected))}
+    return message, {key: value for key, value in document.items() if key not in known}

@@ -1,0 +1,1 @@
+"""Workstation tools: train, export, bench. They may import edgert; edgert never imports them."""
