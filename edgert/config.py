@@ -32,9 +32,9 @@ SOCKET_PATH_BYTES = 107
 """sockaddr_un.sun_path holds 108 bytes on Linux, one of them the closing NUL (unix(7))."""
 
 _NAME = "1 to 63 letters, digits, '.', '_' or '-', the first and the last a letter or a digit"
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$", title=_NAME)]
-Text = Annotated[str, Meta(pattern=r"^[^\x00]+$", title="text in quotes, not empty")]
-Directory = Annotated[str, Meta(pattern=r"^/[^\x00]*$", title="an absolute path")]
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?\Z", title=_NAME)]
+Text = Annotated[str, Meta(pattern=r"^[^\x00]+\Z", title="text in quotes, not empty")]
+Directory = Annotated[str, Meta(pattern=r"^/[^\x00]*\Z", title="an absolute path")]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Celsius = Annotated[float, Meta(ge=0, le=150)]
 Weight = Annotated[float, Meta(ge=0, le=1000)]
@@ -312,7 +312,7 @@ def parse(text: str, source: str) -> Config:
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{source}: not TOML: {error}; strings need quotes, and a key may appear once") from error
     faults: list[str] = []
-    for name in document.keys() - _SECTIONS.keys():
+    for name in sorted(document.keys() - _SECTIONS.keys()):
         faults.append(f"{name}: unknown section{_did_you_mean(name, _SECTIONS, document[name])}")
     sections = {name: _section(name, cls, document.get(name, {}), faults) for name, cls in _SECTIONS.items()}
     _relations(sections, faults)
@@ -404,7 +404,7 @@ def _section(name: str, cls: Any, table: object, faults: list[str]) -> dict[str,
     values = {key: None if f.default is msgspec.NODEFAULT else f.default for key, f in fields.items()}
     if not isinstance(table, dict):
         faults.append(f"{name}: is {_shown(table)}; must be a section, [{name}]")
-        return values
+        table = {}
     for key, value in table.items():
         if key not in fields:
             faults.append(f"{name}.{key}: unknown key{_did_you_mean(key, fields, value)}")
@@ -488,9 +488,9 @@ def _did_you_mean(name: str, known: Mapping[str, object], value: object) -> str:
     return f"; known: {', '.join(known)}"
 
 
-def _file_order(fault: str) -> tuple[int, str]:
+def _file_order(fault: str) -> int:
     section = fault.partition(":")[0].partition(".")[0]
-    return (list(_SECTIONS).index(section) if section in _SECTIONS else -1), fault
+    return list(_SECTIONS).index(section) if section in _SECTIONS else -1
 
 
 def _finite(value: object) -> bool:

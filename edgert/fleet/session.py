@@ -4,10 +4,10 @@
 `Collector` is the other end of `Outbox`: it says which event to deliver and what to acknowledge.
 
 A broker's own acknowledgement proves only that the broker had the message for a moment: it drops acknowledged messages
-when a subscriber's queue overflows and when it is killed. So an event counts as delivered only when a collector says so.
-Each event travels with three facts: the `stream` it belongs to (a store that was lost starts a new stream, whose numbers
-begin again), its number `seq`, and `first`, the lowest number the sender can still send. A collector that is waiting for
-something below `first` will never get it, and skips to it.
+when a subscriber's queue overflows and when it is killed. So an event counts as delivered only when a collector says
+so. Each event travels with three facts: the `stream` it belongs to (a store that was lost starts a new stream, whose
+numbers begin again), its number `seq`, and `first`, the lowest number the sender can still send. A collector that is
+waiting for something below `first` will never get it, and skips to it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from edgert.errors import MessageError
 
 SESSION_TAKEN_OVER = 0x8E
 REFUSED_CODES = frozenset({0x84, 0x85, 0x86, 0x87, 0x8A, 0x8C})
-"""Unsupported protocol, client id not valid, bad user name or password, not authorised, banned, bad method (MQTT 5, 2.4)."""
+"""Unsupported protocol, client id not valid, bad password, not authorised, banned, bad method (MQTT 5, 2.4)."""
 
 
 class Phase(enum.Enum):
@@ -43,6 +43,9 @@ class LinkRules(msgspec.Struct, frozen=True, kw_only=True):
     base_s: float = 1.0
     cap_s: float = 60.0
     stable_s: float = 60.0
+
+
+LINK_RULES = LinkRules()
 
 
 class Link(msgspec.Struct, frozen=True):
@@ -88,7 +91,7 @@ class Fault(msgspec.Struct, frozen=True):
 
 
 def step_link(
-    link: Link, event: Tick | Opened | Lost, now_s: float, u: float, rules: LinkRules = LinkRules()
+    link: Link, event: Tick | Opened | Lost, now_s: float, u: float, rules: LinkRules = LINK_RULES
 ) -> tuple[Link, list[Connect | Fault]]:
     """Advance the reconnecting machine by one event.
 
@@ -113,7 +116,7 @@ def step_link(
             return Link(Phase.CONNECTING, link.failures, now_s), [Connect()]
         case Phase.CONNECTING, Opened():
             return Link(Phase.UP, link.failures, now_s), []
-        case (Phase.CONNECTING | Phase.UP), Lost(reason_code=code):
+        case ((Phase.CONNECTING | Phase.UP), Lost(reason_code=code)):
             stable = link.phase is Phase.UP and now_s - link.at_s >= rules.stable_s
             failures = 0 if stable else link.failures
             if code == SESSION_TAKEN_OVER or code in REFUSED_CODES:
@@ -142,6 +145,9 @@ class OutboxRules(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: float = 5.0
     timeout_cap_s: float = 300.0
     hold_s: float = 0.5
+
+
+OUTBOX_RULES = OutboxRules()
 
 
 class OutboxPhase(enum.Enum):
@@ -243,7 +249,7 @@ class Forget(msgspec.Struct, frozen=True):
     up_to: int
 
 
-def open_outbox(stream: str, first: int, last: int, rules: OutboxRules = OutboxRules()) -> Outbox:
+def open_outbox(stream: str, first: int, last: int, rules: OutboxRules = OUTBOX_RULES) -> Outbox:
     """The outbox of a store as it was found at start.
 
     Args:
@@ -263,7 +269,7 @@ def open_outbox(stream: str, first: int, last: int, rules: OutboxRules = OutboxR
 
 
 def step_outbox(
-    box: Outbox, event: Up | Down | Stored | Refused | Acked | Tick, now_s: float, rules: OutboxRules = OutboxRules()
+    box: Outbox, event: Up | Down | Stored | Refused | Acked | Tick, now_s: float, rules: OutboxRules = OUTBOX_RULES
 ) -> tuple[Outbox, list[Send | Forget | Fault]]:
     """Advance the sender of events by one event.
 
@@ -343,8 +349,8 @@ MAX_SEQ = 2**63 - 1
 def collect(collector: Collector, stream: str, first: int, seq: int) -> tuple[Collector, bool, int | None]:
     """Judge one event that arrived, perhaps late, twice or out of order.
 
-    Events that come too early are not kept: the sender repeats them, and a receiver of thousands of devices stays small.
-    One stream must be received by one collector (or by several that share this state).
+    Events that come too early are not kept: the sender repeats them, and a receiver of thousands stays small. One
+    stream must be received by one collector (or by several that share this state).
 
     Args:
         collector: the state before.
@@ -363,7 +369,7 @@ def collect(collector: Collector, stream: str, first: int, seq: int) -> tuple[Co
         ours: cumulative acknowledgement with a sender-side horizon, so that a full store may drop its oldest.
     """
     if not 1 <= first <= seq <= MAX_SEQ:
-        raise MessageError(f"event {seq} of stream {stream!r} claims first={first}: expected 1 <= first <= seq <= 2**63-1")
+        raise MessageError(f"event {seq} of stream {stream!r} claims first={first}: expected 1 <= first <= seq < 2**63")
     if stream != collector.stream:
         if stream in collector.past:
             return collector, False, None

@@ -6,6 +6,8 @@ order as in C. The private contract of both halves: `edgert.kernels` has checked
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
@@ -64,13 +66,12 @@ def maxpool(y: F32, argmax: I32, x: F32, kernel: int, stride: int) -> None:
 
 
 def maxpool_backward(dx: F32, dy: F32, argmax: I32) -> bool:
-    b = dx.shape[0]
-    flat = dx.reshape(b, -1)
-    flat[...] = 0
-    at = argmax.reshape(b, -1)
-    if at.size and (int(at.min()) < 0 or int(at.max()) >= flat.shape[1]):
+    dx[...] = 0
+    count = math.prod(dx.shape[1:])
+    if argmax.size and (int(argmax.min()) < 0 or int(argmax.max()) >= count):
         return False
-    np.add.at(flat, (np.arange(b)[:, None], at), dy.reshape(b, -1))
+    first = np.arange(dx.shape[0])[:, None, None, None] * count
+    np.add.at(dx.reshape(-1), (first + argmax).reshape(-1), dy.reshape(-1))
     return True
 
 

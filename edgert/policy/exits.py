@@ -1,0 +1,163 @@
+"""When an early exit answers: confidences, thresholds, and what the budget and the deadline make of them.
+
+A threshold is the confidence, 0..1, from which on an exit is believed; 0 always believes it, 1 never. The networks speak
+in logits, so that is what runtimes compare.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from edgert.errors import ArtifactError, UsageError
+
+F32: TypeAlias = npt.NDArray[np.float32]
+
+
+class Choice(NamedTuple):
+    """What one head says.
+
+    Attributes:
+        action: index of the largest Q-value; the first of equals.
+        confidence: 0..1, how likely the full network is to agree. The last exit's means nothing: nobody judges it.
+    """
+
+    action: int
+    confidence: float
+
+
+def confidence(logit: float) -> float:
+    """The logistic function.
+
+    Args:
+        logit: any float; infinities are fine.
+
+    Returns:
+        0..1.
+
+    Raises:
+        UsageError: `logit` is not a number.
+    Source:
+        Bishop 2006, equation 4.59, written so that exp never overflows.
+    """
+    if math.isnan(logit):
+        raise UsageError("a confidence logit that is not a number")
+    if logit >= 0:
+        return 1 / (1 + math.exp(-logit))
+    grown = math.exp(logit)
+    return grown / (1 + grown)
+
+
+def logit(confidence_frac: float) -> float:
+    """The inverse of `confidence`; 0 gives -inf and 1 gives +inf.
+
+    Args:
+        confidence_frac: 0..1.
+
+    Returns:
+        The logit.
+
+    Raises:
+        UsageError: outside 0..1, or not a number.
+    Source:
+        Bishop 2006, equation 4.60.
+    """
+    if not 0 <= confidence_frac <= 1:
+        raise UsageError(f"threshold {confidence_frac} is no confidence: it must lie in 0..1")
+    if confidence_frac in (0, 1):
+        return math.inf if confidence_frac else -math.inf
+    return math.log(confidence_frac) - math.log1p(-confidence_frac)
+
+
+def effective_thresholds(thresholds: Sequence[float], max_exit: int) -> F32:
+    """Turn a policy's thresholds and the budget's deepest exit into what a runtime compares.
+
+    Args:
+        thresholds: confidences 0..1 of every exit but the last.
+        max_exit: deepest exit allowed, 0-based; deeper than the network is the same as no limit.
+
+    Returns:
+        (len(thresholds),) float32 logits; from `max_exit` on they are -inf, so the deepest allowed exit answers.
+
+    Raises:
+        UsageError: a threshold outside 0..1 or not a number, or a negative `max_exit`.
+    Source:
+        ours: one comparison in the network serves confidence, budget and deadline alike.
+    """
+    if max_exit < 0:
+        raise UsageError(f"max_exit is {max_exit}: the shallowest exit is 0")
+    logits = np.array([logit(threshold) for threshold in thresholds], np.float32)
+    logits[max_exit:] = -np.inf
+    return logits
+
+
+def deepest_affordable(costs_s: Sequence[float], remaining_s: float) -> int:
+    """The deepest exit that still fits before the deadline.
+
+    Args:
+        costs_s: per exit, measured seconds from observation to answer.
+        remaining_s: until the deadline.
+
+    Returns:
+        The largest exit whose cost is at most `remaining_s`; 0 when none is, since something must answer.
+
+    Raises:
+        UsageError: no costs.
+    Source:
+        ours: costs are compared one by one, because measured ones need not grow with depth.
+    """
+    if not costs_s:
+        raise UsageError("the cost of no exit is known: measure the policy first")
+    return max((k for k, cost_s in enumerate(costs_s) if cost_s <= remaining_s), default=0)
+
+
+def choose(head: F32) -> Choice:
+    """Read one head.
+
+    Args:
+        head: (n_actions + 1,) float32: Q-values, then the confidence logit.
+
+    Returns:
+        The greedy action and the confidence.
+
+    Raises:
+        ArtifactError: a value is not finite; the policy that gave it must not act.
+    Source:
+        ours: plain Python, because on a handful of numbers it is faster than numpy.
+    """
+    *values, logit_ = head.tolist()
+    # A sum of float32 values cannot overflow a float64, so it is finite exactly when all of them are.
+    if not values or not math.isfinite(sum(values) + logit_):
+        raise ArtifactError(f"the policy answered {head.tolist()}, which is not finite: it must not act")
+    return Choice(values.index(max(values)), confidence(logit_))
+
+
+def fit_threshold(logits: F32, agrees: npt.NDArray[np.bool_], wanted: float = 0.95) -> float:
+    """The smallest confidence from which on an exit is right often enough.
+
+    Args:
+        logits: (n,) float32 confidence logits of one exit, on observations that nothing was fitted to.
+        agrees: (n,) whether that exit's action is the full network's.
+        wanted: share of the believed answers that must agree, 0..1.
+
+    Returns:
+        A threshold 0..1; 1 when no confidence is good enough.
+
+    Raises:
+        UsageError: shapes differ.
+    Source:
+        ours: selective classification's risk-coverage choice (Geifman & El-Yaniv 2017, arXiv 1705.08500) without its bound.
+    """
+    if logits.shape != agrees.shape or logits.ndim != 1:
+        raise UsageError(f"one verdict a logit is needed, not {agrees.shape} for {logits.shape}")
+    order = np.argsort(-logits, kind="stable")
+    ranked = logits[order]
+    agreed = np.cumsum(agrees[order]) / np.arange(1, len(order) + 1)
+    # Equal logits are believed or not together: only the last of a run is a possible cut.
+    is_cut = np.append(ranked[1:] < ranked[:-1], True) if len(ranked) else np.zeros(0, bool)
+    good = np.flatnonzero(is_cut & (agreed >= wanted))
+    return confidence(float(ranked[good[-1]])) if len(good) else 1.0

@@ -1,0 +1,153 @@
+"""What every process of a device does at its edges: find its files, hold on to the supervisor, know its own cost.
+
+Numpy-free: the supervisor uses it too.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+from edgert.config import Config, parse
+from edgert.errors import ConfigError
+from edgert.ports import ipc
+from edgert.values import Hello, Role, Told
+
+RECONNECT_S = 0.5
+_CLOCK_TICKS_HZ = os.sysconf("SC_CLK_TCK")
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+def load_config(path: Path) -> Config:
+    """Read and check a configuration file.
+
+    Raises:
+        ConfigError: it cannot be read, or has faults; all of them are listed.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}; write one with `edgert init`") from error
+    return parse(text, str(path))
+
+
+class Layout:
+    """Where a device keeps its files.
+
+    Attributes:
+        control: socket on which children and command-line tools reach the supervisor.
+        world: socket of the simulated plant.
+        policy: socket for users' programs.
+        ring: transitions, actor to trainer.
+        spool: durable events.
+        policies: folder of networks trained here.
+        acting: which of them acts.
+        checkpoints: folder of training checkpoints.
+    """
+
+    def __init__(self, config: Config) -> None:
+        """Derive the paths; nothing is touched."""
+        run, state = Path(config.device.run_dir), Path(config.device.state_dir)
+        self.run, self.state = run, state
+        self.control, self.world = run / "control.sock", run / "world.sock"
+        self.policy = Path(config.plant.socket) if config.plant.socket else run / "policy.sock"
+        self.ring, self.spool = state / "ring.bin", state / "events.db"
+        self.policies, self.acting = state / "policies", state / "policies" / "acting.json"
+        self.checkpoints = state / "checkpoints"
+
+    def lock(self, role: str) -> Path:
+        """The file that keeps a role from running twice."""
+        return self.run / f"{role}.lock"
+
+    def make(self) -> None:
+        """Make the folders.
+
+        Raises:
+            ConfigError: one cannot be made or not be written.
+        """
+        for folder in (self.run, self.state, self.policies, self.checkpoints):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ConfigError(
+                    f"{folder}: {error.strerror}; set device.run_dir and device.state_dir to folders you may write"
+                ) from error
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise ConfigError(
+                    f"{folder}: not writable by uid {os.getuid()}; set device.run_dir and device.state_dir accordingly"
+                )
+
+
+def usage() -> tuple[float, int]:
+    """(CPU seconds used so far, resident bytes) of this process."""
+    times = os.times()
+    resident_pages = int(Path("/proc/self/statm").read_bytes().split()[1])
+    return times.user + times.system, resident_pages * _PAGE_BYTES
+
+
+def started_monotonic_s() -> float:
+    """When this process was started, on the clock of `time.monotonic`, to a hundredth of a second."""
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    since_boot_s = int(fields[19]) / _CLOCK_TICKS_HZ
+    return time.monotonic() - (time.clock_gettime(time.CLOCK_BOOTTIME) - since_boot_s)
+
+
+class Parent:
+    """A child's line to the supervisor: outlives the supervisor, and finds its successor by itself.
+
+    Blocks: never. Thread: one.
+    """
+
+    def __init__(self, path: Path, role: Role) -> None:
+        """Connect at the first `receive`."""
+        self._path, self._role = path, role
+        self._channel: ipc.Channel | None = None
+        self._retry_s = 0.0
+        self.lost_s: float | None = time.monotonic()
+        """Since when there is no supervisor, or None."""
+
+    def receive(self) -> list[Told]:
+        """Everything the supervisor said; connects when it is time to."""
+        now_s = time.monotonic()
+        if self._channel is None and now_s >= self._retry_s:
+            # A little jitter, so that two children of one dead supervisor do not knock in step.
+            self._retry_s = now_s + RECONNECT_S * random.uniform(0.8, 1.2)
+            self._channel = ipc.connect(self._path)
+            if self._channel is not None:
+                self._channel.send(Hello(self._role, os.getpid()))
+                self.lost_s = None
+        if self._channel is None:
+            return []
+        self._channel.flush()
+        heard = self._channel.receive()
+        if self._channel.closed:
+            self._channel, self.lost_s = None, now_s
+        return heard
+
+    def send(self, told: Told) -> bool:
+        """Tell the supervisor something; False when it is not there or too slow."""
+        return self._channel is not None and self._channel.send(told)
+
+    def fileno(self) -> int | None:
+        """To select on, while there is a supervisor."""
+        return None if self._channel is None or self._channel.closed else self._channel.fileno()
+
+
+class Stopping:
+    """Becomes true at SIGTERM or SIGINT; the loop looks at it and leaves in good order."""
+
+    def __init__(self) -> None:
+        """Install the handlers; main thread only."""
+        self.asked = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: object) -> None:
+        self.asked = True
+
+    def __bool__(self) -> bool:
+        """Has anybody asked us to stop?"""
+        return self.asked

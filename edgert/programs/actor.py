@@ -1,0 +1,392 @@
+"""The act loop: observe, decide, apply, at a fixed rate, whatever the network, the disk and the training do.
+
+Nothing in the loop waits for another process. Networks are loaded, checked and warmed in a thread of their own and swapped in by
+one assignment between two ticks. While no network can act, the manifest's safe action is applied, from the first tick on.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault(
+    "OPENBLAS_NUM_THREADS", "1"
+)  # before numpy: a second BLAS thread would only fight the trainer for the core
+
+import argparse
+import gc
+import hashlib
+import json
+import logging
+import sys
+import threading
+import time
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import NamedTuple
+
+import numpy as np
+
+from edgert.bundle import Manifest, read, schema_hash
+from edgert.config import Config
+from edgert.errors import ArtifactError, ConfigError, EdgertError, UsageError
+from edgert.nets import F32, U8
+from edgert.policy import artifact, exits
+from edgert.ports import ipc
+from edgert.ports.plant import Observation, Plant
+from edgert.ports.process import Layout, Parent, Stopping, load_config, started_monotonic_s, usage
+from edgert.ports.ring import EXPLORED, SAFE, TERMINATED, TRUNCATED, RingWriter
+from edgert.ports.runtime import Kind, Runtime, open_runtime
+from edgert.values import ActorReport, Budget, Happened, Stop, Swap, Swapped, Told
+
+LATENCIES = 1200
+"""Decisions that the latency figures look back on: one minute at 20 Hz."""
+ORPHAN_S = 60.0
+"""Without a supervisor for this long nobody is coming back, and a policy without oversight should not act on."""
+SLOW_DOWN = 0.9
+"""Weight of the past in the running cost of an exit."""
+
+log = logging.getLogger("edgert.actor")
+
+
+class Prepared(NamedTuple):
+    """What the loader thread made of a swap; `runtime` is None when it was refused."""
+
+    swap: Swap
+    runtime: Runtime | None
+    policy: artifact.Policy | None
+    why: str
+    prepare_s: float
+
+
+class Former(NamedTuple):
+    """The decision before this one, waiting for its reward."""
+
+    obs: U8
+    action: int
+    exit: int
+    episode: int
+    stream: int
+    flags: int
+
+
+class Loader(threading.Thread):
+    """Loads, verifies and warms networks beside the act loop; the loop polls `done`."""
+
+    def __init__(self, schema: str, runtime_kind: Kind) -> None:
+        """Start idle.
+
+        Args:
+            schema: observation and action schema that every network must have.
+            runtime_kind: `auto`, `onnx` or `numpy`.
+        """
+        super().__init__(name="loader", daemon=True)
+        self.done: SimpleQueue[Prepared] = SimpleQueue()
+        self._todo: SimpleQueue[Swap] = SimpleQueue()
+        self._schema, self._kind = schema, runtime_kind
+
+    def ask(self, swap: Swap) -> None:
+        """Prepare this one next."""
+        self._todo.put(swap)
+
+    def run(self) -> None:
+        """Thread body: no exception leaves it, each becomes a refusal with its reason."""
+        while True:
+            swap = self._todo.get()
+            started_s = time.monotonic()
+            try:
+                policy, runtime = self._prepare(swap)
+                self.done.put(Prepared(swap, runtime, policy, "", time.monotonic() - started_s))
+            except (EdgertError, OSError, MemoryError) as error:
+                self.done.put(
+                    Prepared(swap, None, None, f"{type(error).__name__}: {error}", time.monotonic() - started_s)
+                )
+
+    def _prepare(self, swap: Swap) -> tuple[artifact.Policy, Runtime]:
+        data = Path(swap.path).read_bytes()
+        if swap.sha256 and hashlib.sha256(data).hexdigest() != swap.sha256:
+            raise ArtifactError(f"{swap.path} is not the file that was offered: its sha256 differs")
+        policy = artifact.load(data)
+        if schema_hash(policy.manifest) != self._schema:
+            raise ArtifactError(f"{swap.path} has another observation or action schema than the installed policy")
+        return policy, open_runtime(policy, self._kind)
+
+
+class Actor:
+    """One act loop. `run` returns the process's exit code."""
+
+    def __init__(self, config: Config, layout: Layout, manifest: Manifest, plant: Plant) -> None:
+        """Take hold of the plant; the policy comes later, from the loader.
+
+        Args:
+            config: checked.
+            layout: of this device.
+            manifest: of the installed policy; sets the rate, the shapes and the safe action.
+            plant: opened.
+        """
+        self.config, self.plant, self.manifest = config, plant, manifest
+        self.period_s = 1.0 / manifest.control_rate_hz
+        self.deadline_s = config.policy.deadline_s or 0.8 * self.period_s
+        self.thresholds = list(config.policy.thresholds or manifest.thresholds)
+        self.n_exits = len(manifest.exits)
+        self.max_exit = self.n_exits - 1
+        self.costs_s = [0.0] * self.n_exits
+        self.parent = Parent(layout.control, "actor")
+        self.ring = RingWriter(
+            layout.ring, manifest.observation.shape, config.learn.ring_transitions, schema_hash(manifest)
+        )
+        self.loader = Loader(schema_hash(manifest), config.policy.runtime)
+        self.runtime: Runtime | None = None
+        self.generation = 0
+        self.born_s = started_monotonic_s()
+        self.first_action_s: float | None = None
+        self.ticks = self.missed = self.safe = 0
+        self.missed_at_swap = 0
+        self.taken = [0] * self.n_exits
+        self.latencies_s = np.zeros(LATENCIES)
+        self.returns: list[float] = []
+        self.episode_return = 0.0
+        self.faults: dict[str, int] = {}
+        self.rng = np.random.default_rng()
+        self._previous: Former | None = None
+        self._logits = exits.effective_thresholds(self.thresholds, self.max_exit)
+
+    def run(self, first: Swap, stopping: Stopping) -> int:
+        """Act until told to stop.
+
+        Args:
+            first: the network to begin with.
+            stopping: set by a signal.
+
+        Returns:
+            0; 75 when the supervisor stayed away too long.
+        """
+        self.loader.start()
+        self.loader.ask(first)
+        next_s = report_s = time.monotonic()
+        while not stopping:
+            if self.plant.paced:
+                now_s = time.monotonic()
+                if now_s - next_s > self.period_s:
+                    lost = int((now_s - next_s) / self.period_s)
+                    self.missed += lost
+                    next_s += lost * self.period_s
+                time.sleep(max(0.0, next_s - now_s))
+                due_s = next_s + self.deadline_s
+                next_s += self.period_s
+                observation = self.plant.observe(0.0)
+            else:
+                observation = self.plant.observe(self.period_s)
+                due_s = time.monotonic() + self.deadline_s
+            if observation is not None or self.plant.paced:
+                self._tick(observation, due_s)
+            now_s = time.monotonic()
+            if now_s >= report_s:
+                report_s = now_s + 1.0
+                self.parent.send(self._report())
+            for told in self.parent.receive():
+                if isinstance(told, Stop):
+                    stopping.asked = True
+                self._heed(told)
+            self._swap_if_ready()
+            if self.parent.lost_s is not None and now_s - self.parent.lost_s > ORPHAN_S:
+                log.error("no supervisor for %.0f s: leaving", ORPHAN_S)
+                break
+        self.plant.apply(self.manifest.safe_action, exit=0, confidence=None, generation=self.generation)
+        self.plant.close()
+        self.ring.close()
+        return 0 if stopping else 75
+
+    def _tick(self, observation: Observation | None, due_s: float) -> None:
+        """One decision: the action leaves before anything is written down."""
+        started_s = time.monotonic()
+        action, exit_, confidence, flags = self.manifest.safe_action, 0, None, SAFE
+        if observation is None:
+            self._fault("observation-missing")
+        elif self.runtime is not None:
+            try:
+                inference = self.runtime.infer(observation.obs, self._within(due_s - started_s))
+                chosen = exits.choose(inference.head)
+                action, confidence, exit_, flags = chosen.action, chosen.confidence, inference.exit, 0
+            except ArtifactError as error:
+                self._fault("output-not-finite")
+                log.error("%s: safe action", error)
+            if (
+                flags == 0
+                and self.config.policy.explore_frac > 0
+                and self.rng.random() < self.config.policy.explore_frac
+            ):
+                action, flags = int(self.rng.integers(self.manifest.action.n)), EXPLORED
+        decided_s = time.monotonic()
+        self.plant.apply(action, exit=exit_, confidence=confidence, generation=self.generation)
+
+        if flags & SAFE:
+            self.safe += 1
+        else:
+            took_s = decided_s - started_s
+            self.latencies_s[self.ticks % LATENCIES] = took_s
+            self.costs_s[exit_] = SLOW_DOWN * self.costs_s[exit_] + (1 - SLOW_DOWN) * took_s
+            self.taken[exit_] += 1
+            if self.first_action_s is None:
+                self.first_action_s = decided_s - self.born_s
+        self.ticks += 1
+        self.missed += decided_s > due_s
+        self._remember(observation, action, exit_, flags)
+
+    def _within(self, remaining_s: float) -> F32:
+        """Thresholds that keep to the budget, and to the deadline when it is near."""
+        if self.costs_s[self.max_exit] <= remaining_s:
+            return self._logits
+        self._fault("deadline-near")
+        return exits.effective_thresholds(
+            self.thresholds, min(self.max_exit, exits.deepest_affordable(self.costs_s, remaining_s))
+        )
+
+    def _remember(self, observation: Observation | None, action: int, exit_: int, flags: int) -> None:
+        """Write the previous transition, now that it is known what came of it.
+
+        When what followed was not seen (a missed observation, another client, a world that was restarted), the record is
+        kept as truncated: nothing is learned from it, but it is still the successor of the record before it.
+        """
+        former = self._previous
+        if former is not None:
+            seen = observation is not None and observation.action is not None and observation.stream == former.stream
+            reward, ended = 0.0, TRUNCATED
+            if observation is not None and seen:
+                reward = observation.reward
+                ended = TERMINATED * observation.terminated | TRUNCATED * observation.truncated
+                self.episode_return += reward
+            self.ring.append(
+                former.obs,
+                episode=former.episode,
+                action=former.action,
+                reward=reward,
+                flags=former.flags | ended,
+                exit=former.exit,
+            )
+            if ended & TERMINATED or (seen and ended & TRUNCATED):
+                self.returns.append(self.episode_return)
+            if ended:
+                self.episode_return = 0.0
+        self._previous = None
+        if observation is not None:
+            self._previous = Former(
+                observation.obs.copy(), action, exit_, observation.episode, observation.stream, flags
+            )
+
+    def _heed(self, told: Told) -> None:
+        match told:
+            case Budget(max_exit=max_exit):
+                max_exit = min(max(max_exit, 0), self.n_exits - 1)
+                if max_exit != self.max_exit:
+                    self.max_exit = max_exit
+                    self._logits = exits.effective_thresholds(self.thresholds, max_exit)
+            case Swap():
+                self.missed_at_swap = self.missed
+                self.loader.ask(told)
+            case _:
+                pass
+
+    def _swap_if_ready(self) -> None:
+        """Between two ticks: one assignment, and the former network is let go."""
+        try:
+            made = self.loader.done.get_nowait()
+        except Empty:
+            return
+        if made.runtime is None or made.policy is None:
+            self._fault("policy-refused")
+            log.error("generation %d refused: %s", made.swap.generation, made.why)
+        else:
+            former, self.runtime = self.runtime, made.runtime
+            self.generation = made.swap.generation
+            if self.config.policy.thresholds is None:
+                self.thresholds = list(made.policy.manifest.thresholds)
+                self._logits = exits.effective_thresholds(self.thresholds, self.max_exit)
+            if former is None:
+                gc.freeze()  # what was loaded for good need never be scanned again
+            else:
+                former.close()
+        first = self.first_action_s is None and made.swap.generation == 0
+        if not first:
+            missed = self.missed - self.missed_at_swap
+            told = Swapped(made.swap.generation, made.runtime is not None, made.why, self.ticks, missed, made.prepare_s)
+            self.parent.send(told)
+        elif made.runtime is None:
+            self.parent.send(Happened("policy-refused", {"path": made.swap.path, "why": made.why}))
+
+    def _fault(self, name: str) -> None:
+        self.faults[name] = self.faults.get(name, 0) + 1
+
+    def _report(self) -> ActorReport:
+        decided = min(sum(self.taken), LATENCIES)
+        window = self.latencies_s[self.latencies_s > 0][:decided]
+        p50, p99, worst = np.percentile(window, (50, 99, 100)) if len(window) else (0.0, 0.0, 0.0)
+        cpu_s, rss_bytes = usage()
+        returns, self.returns = self.returns, []
+        return ActorReport(
+            pid=os.getpid(),
+            ticks=self.ticks,
+            missed=self.missed,
+            safe=self.safe,
+            exits=list(self.taken),
+            latency_p50_s=float(p50),
+            latency_p99_s=float(p99),
+            latency_max_s=float(worst),
+            returns=returns,
+            faults={**self.faults, **self.plant.faults},
+            generation=self.generation,
+            acting=self.runtime is not None,
+            first_action_s=self.first_action_s,
+            cpu_s=cpu_s,
+            rss_bytes=rss_bytes,
+        )
+
+
+def acting_network(config: Config, layout: Layout) -> Swap:
+    """The network to begin with: the one that acted last, or the installed one when there is none or its note is torn."""
+    try:
+        note = json.loads(layout.acting.read_bytes())
+        swap = Swap(int(note["generation"]), str(note["path"]), str(note["sha256"]))
+        if hashlib.sha256(Path(swap.path).read_bytes()).hexdigest() == swap.sha256:
+            return swap
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return Swap(0, config.policy.bundle, "")
+
+
+def open_plant(config: Config, layout: Layout, manifest: Manifest) -> Plant:
+    """The plant that the configuration names."""
+    if config.plant.kind == "simulated":
+        from edgert.ports.plant.simulated import SimulatedPlant
+
+        return SimulatedPlant(layout.world, manifest.observation.shape)
+    from edgert.ports.plant.local import LocalPlant
+
+    return LocalPlant(layout.policy, manifest.observation.shape, manifest.action.n)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one actor; the supervisor starts it."""
+    parser = argparse.ArgumentParser(prog="edgert-actor")
+    parser.add_argument("--config", type=Path, required=True)
+    args = parser.parse_args(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s actor: %(message)s")
+    stopping = Stopping()
+    try:
+        config = load_config(args.config)
+        layout = Layout(config)
+        layout.make()
+        ipc.single_instance(layout.lock("actor"))
+        manifest = read(Path(config.policy.bundle).read_bytes()).manifest
+        sys.setswitchinterval(0.001)  # the loader may hold the interpreter no longer than this against the loop
+        actor = Actor(config, layout, manifest, open_plant(config, layout, manifest))
+        return actor.run(acting_network(config, layout), stopping)
+    except (ConfigError, ArtifactError, UsageError) as error:
+        log.error("%s", error)
+        return 78
+    except (EdgertError, OSError) as error:
+        log.error("%s: %s", type(error).__name__, error)
+        return 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,372 @@
+"""The supervisor: talks to the broker, watches the board, keeps the other processes running, and obeys `control.step`.
+
+No decision is made here and no number is crunched: this process imports no numpy. It may be killed at any time: actor and trainer
+go on without it, its successor finds them by their hello, and what was recorded waits in the spool.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import secrets
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from pathlib import Path
+
+import cbor2
+import msgspec
+
+from edgert import __version__, control, wire
+from edgert import bundle as bundles
+from edgert.config import Config
+from edgert.errors import ArtifactError, ConfigError, EdgertError, LinkError, StoreError, UsageError
+from edgert.ports import ipc
+from edgert.ports.board import Board, open_board
+from edgert.ports.link import LinkDown, LinkUp, Received, parse_url
+from edgert.ports.mqtt import Mqtt
+from edgert.ports.notify import Notifier
+from edgert.ports.process import Layout, Stopping, load_config, usage
+from edgert.ports.spool import Spool
+from edgert.ports.store import write_atomic
+from edgert.values import Hello, Reading, Role, StatusReply, StatusRequest, Stop, Swap
+
+TELEMETRY_S = 1.0
+STOP_S = 8.0
+"""Children get this long to leave in good order; the trainer writes a checkpoint."""
+
+log = logging.getLogger("edgert.supervisor")
+
+
+class Supervisor:
+    """The shell round `control.step`: ports on one side, effects on the other."""
+
+    def __init__(self, config: Config, config_path: Path, layout: Layout) -> None:
+        """Open every port; nothing is started yet.
+
+        Args:
+            config: checked.
+            config_path: handed on to the children.
+            layout: of this device.
+
+        Raises:
+            ConfigError, ArtifactError, StoreError, UsageError: with what to do about it.
+        """
+        manifest = bundles.read(Path(config.policy.bundle).read_bytes()).manifest
+        if config.policy.thresholds is not None and len(config.policy.thresholds) != len(manifest.thresholds):
+            raise ConfigError(
+                f"{config_path}: policy.thresholds has {len(config.policy.thresholds)} numbers; {config.policy.bundle} "
+                f"has {len(manifest.thresholds)} exits that take one"
+            )
+        self.config, self.config_path, self.layout = config, config_path, layout
+        self.session = secrets.token_hex(8)
+        self.spool = Spool(layout.spool, config.spool.max_bytes)
+        self.board: Board = open_board(config)
+        self.notifier = Notifier.from_environment()
+        self.listener = ipc.listen(layout.control)
+        self.channels: dict[ipc.Channel, Role | None] = {}
+        self.processes: dict[Role, subprocess.Popen[bytes]] = {}
+        now_s = time.monotonic()
+        self.world = control.open_world(
+            config,
+            task=manifest.task,
+            n_exits=len(manifest.exits),
+            acting=self._acting(),
+            stream=self.spool.stream,
+            first=self.spool.first_seq,
+            last=self.spool.last_seq,
+            now_s=now_s,
+        )
+        self.inputs: deque[control.Input] = deque()
+        self.mqtt = self._open_link(manifest.task)
+        self.selector = selectors.DefaultSelector()
+        self.selector.register(self.listener, selectors.EVENT_READ)
+        self.selector.register(self.mqtt, selectors.EVENT_READ)
+        self.wake_r, wake_w = os.pipe()
+        os.set_blocking(wake_w, False)
+        os.set_blocking(self.wake_r, False)
+        signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        self.selector.register(self.wake_r, selectors.EVENT_READ)
+        if self.spool.fault:
+            self._record("spool-broken", {"why": self.spool.fault})
+
+    def _open_link(self, task: str) -> Mqtt:
+        broker, device = self.config.broker, self.config.device
+        address = parse_url(broker.url)
+        password = address.password
+        if broker.password_file:
+            try:
+                password = Path(broker.password_file).read_text().splitlines()[0]
+            except (OSError, IndexError) as error:
+                raise ConfigError(f"broker.password_file {broker.password_file}: {error or 'is empty'}") from error
+        address = msgspec.structs.replace(
+            address,
+            username=broker.username or address.username,
+            password=password,
+            ca_file=broker.ca_file or address.ca_file,
+            cert_file=broker.cert_file or address.cert_file,
+            key_file=broker.key_file or address.key_file,
+        )
+        topic = str(wire.Topic(device.fleet, device.id, "status", "device"))
+        return Mqtt(
+            address,
+            f"edgert-{device.fleet}-{device.id}",
+            will=(topic, wire.encode(wire.Status(online=False, session=self.session))),
+            birth=(topic, wire.encode(wire.Status(online=True, session=self.session, version=__version__, task=task))),
+            session_expiry_s=broker.session_expiry_s,
+            keepalive_s=broker.keepalive_s,
+        )
+
+    def _acting(self) -> Swap | None:
+        try:
+            return msgspec.json.decode(self.layout.acting.read_bytes(), type=Swap)
+        except (OSError, msgspec.MsgspecError):
+            return None
+
+    def run(self, stopping: Stopping) -> int:
+        """Supervise until told to stop; then stop the children in good order."""
+        log.info(
+            "device %s, fleet %s, broker %s", self.config.device.id, self.config.device.fleet, self.config.broker.url
+        )
+        self.mqtt.subscribe([(topic, 1) for topic in control.subscriptions(self.config)])
+        self.mqtt.start()
+        sense_s = telemetry_s = time.monotonic()
+        self.inputs.append(control.Tick())
+        while not stopping:
+            now_s = time.monotonic()
+            if now_s >= sense_s:
+                sense_s = now_s + self.config.govern.period_s
+                rtt_s = self.mqtt.rtt_s()
+                readings = msgspec.structs.replace(self.board.read(now_s), link_rtt_s=Reading(rtt_s))
+                self.inputs.append(control.Sensed(readings))
+            if now_s >= telemetry_s:
+                telemetry_s = now_s + TELEMETRY_S
+                self._publish_telemetry(now_s)
+            self._step_all()
+            wake_s = min(control.wake_s(self.world, now_s), sense_s, telemetry_s)
+            ready = self.selector.select(max(0.0, wake_s - time.monotonic()))
+            for key, _ in ready:
+                self._hear(key.fileobj)
+            self._reap()
+            self._flush()
+            self.inputs.append(control.Tick())
+            if not self.mqtt.healthy():
+                raise LinkError("the thread that talks to the broker has died: restarting the supervisor")
+        return self._stop()
+
+    def _step_all(self) -> None:
+        """Feed the brain until nothing new has come of it."""
+        while self.inputs:
+            self.world, effects = control.step(self.world, self.inputs.popleft(), time.monotonic())
+            for effect in effects:
+                self._perform(effect)
+
+    def _perform(self, effect: control.Effect) -> None:
+        match effect:
+            case control.Publish():
+                self.mqtt.publish(
+                    str(effect.topic),
+                    effect.payload,
+                    qos=effect.qos,
+                    expiry_s=effect.expiry_s,
+                    content_type=wire.CONTENT_TYPE,
+                    correlation=effect.correlation,
+                    response_topic=None if effect.response_topic is None else str(effect.response_topic),
+                )
+            case control.SendEvents(after, up_to, first):
+                self._send_events(after, up_to, first)
+            case control.ForgetEvents(up_to):
+                self.spool.acknowledge(up_to)
+                self.inputs.append(control.Stored(self.spool.first_seq, self.spool.last_seq))
+            case control.Record(name, detail):
+                self._record(name, detail)
+            case control.Start(role):
+                self._start(role)
+            case control.Kill(role, pid):
+                log.warning("killing the %s, pid %d: it hangs", role, pid)
+                self._signal(pid, signal.SIGKILL)
+            case control.Tell(role, told):
+                for channel, who in self.channels.items():
+                    if who == role:
+                        channel.send(told)
+            case control.Commit(swap):
+                try:
+                    write_atomic(self.layout.acting, msgspec.json.encode(swap))
+                except StoreError as error:
+                    self._record("acting-not-noted", {"why": str(error)})
+            case control.Notify(ready, alive, status):
+                if ready:
+                    self.notifier.ready()
+                if alive:
+                    self.notifier.watchdog()
+                self.notifier.status(status)
+
+    def _record(self, name: str, detail: dict[str, object]) -> None:
+        """Make an event durable. A disk that takes nothing costs the event, said once in the log, not the device."""
+        log.info("%s %s", name, detail)
+        try:
+            self.spool.append(cbor2.dumps({"at_s": time.time(), "name": name, "detail": detail}), time.time())
+        except StoreError as error:
+            log.error("event %s is lost: %s", name, error)
+            return
+        self.inputs.append(control.Stored(self.spool.first_seq, self.spool.last_seq))
+
+    def _send_events(self, after: int, up_to: int, first: int) -> None:
+        device = self.config.device
+        topic = str(wire.Topic(device.fleet, device.id, "evt", "device"))
+        for seq, payload in self.spool.peek(after, up_to - after):
+            if seq > up_to:
+                break
+            event = wire.Event(stream=self.spool.stream, seq=seq, first=first, **cbor2.loads(payload))
+            if not self.mqtt.publish(topic, wire.encode(event), qos=1, content_type=wire.CONTENT_TYPE):
+                self.inputs.append(control.Refused(seq))
+                return
+
+    def _publish_telemetry(self, now_s: float) -> None:
+        device = self.config.device
+        document = {**control.status(self.world, now_s), **self._own_cost()}
+        telemetry = wire.encode(wire.Telemetry(at_s=time.time(), status=document))
+        # QoS 1 so that its acknowledgement measures the round trip; expendable all the same.
+        topic = str(wire.Topic(device.fleet, device.id, "tele", "device"))
+        self.mqtt.publish(topic, telemetry, qos=1, expiry_s=10, content_type=wire.CONTENT_TYPE)
+
+    def _own_cost(self) -> dict[str, object]:
+        cpu_s, rss_bytes = usage()
+        own = {"pid": os.getpid(), "cpu_s": cpu_s, "rss_bytes": rss_bytes, "link_faults": self.mqtt.faults()}
+        return {"supervisor": own, "session": self.session, "spool_dropped": self.spool.dropped}
+
+    def _hear(self, source: object) -> None:
+        if source is self.listener:
+            channel = ipc.accept(self.listener)
+            if channel is not None:
+                self.channels[channel] = None
+                self.selector.register(channel, selectors.EVENT_READ)
+        elif source is self.mqtt:
+            self._hear_broker()
+        elif isinstance(source, ipc.Channel):
+            self._hear_channel(source)
+        else:
+            os.read(self.wake_r, 4096)
+
+    def _hear_broker(self) -> None:
+        for event in self.mqtt.events():
+            match event:
+                case LinkUp():
+                    self.inputs.append(control.LinkUp())
+                case LinkDown():
+                    self.inputs.append(control.LinkDown(event.fault or event.reason))
+                case Received():
+                    self.inputs.append(control.Received(event.topic, event.payload, event.correlation))
+                case _:
+                    pass
+
+    def _hear_channel(self, channel: ipc.Channel) -> None:
+        for told in channel.receive():
+            match told:
+                case Hello(role, pid):
+                    self.channels[channel] = role
+                    self.inputs.append(control.Connected(role, pid))
+                case StatusRequest():
+                    channel.send(StatusReply({**control.status(self.world, time.monotonic()), **self._own_cost()}))
+                case _:
+                    role = self.channels.get(channel)
+                    if role is not None and role != "client":
+                        self.inputs.append(control.Heard(role, told))
+        if channel.closed:
+            self._forget(channel)
+
+    def _forget(self, channel: ipc.Channel) -> None:
+        role = self.channels.pop(channel, None)
+        self.selector.unregister(channel)
+        adopted = role in self.world.children and role not in self.processes
+        if role is not None and adopted and role not in self.channels.values():
+            self.inputs.append(control.Exited(role, None))
+
+    def _flush(self) -> None:
+        for channel in list(self.channels):
+            channel.flush()
+            if channel.closed:
+                self._forget(channel)
+
+    def _start(self, role: Role) -> None:
+        if role == "world":
+            plant = self.config.plant
+            arguments = ["--env", str(plant.env), "--seed", str(plant.seed), "--socket", str(self.layout.world)]
+        else:
+            arguments = ["--config", str(self.config_path)]
+        command = [sys.executable, "-m", f"edgert.programs.{role}", *arguments]
+        try:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=False)
+        except OSError as error:
+            self._record("start-failed", {"role": role, "why": str(error)})
+            self.inputs.append(control.Exited(role, None))
+            return
+        self.processes[role] = process
+        self.inputs.append(control.Spawned(role, process.pid))
+
+    def _reap(self) -> None:
+        for role, process in list(self.processes.items()):
+            if process.poll() is not None:
+                del self.processes[role]
+                # One that found its predecessor still at work leaves at once; that one says hello by itself.
+                if role not in self.channels.values():
+                    self.inputs.append(control.Exited(role, process.returncode))
+
+    @staticmethod
+    def _signal(pid: int, number: signal.Signals) -> None:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            log.info("pid %d is gone already", pid)
+
+    def _stop(self) -> int:
+        """Stop the children, the actor first: it leaves the plant in its safe action."""
+        self.notifier.stopping()
+        for channel, role in self.channels.items():
+            if role in ("actor", "trainer"):
+                channel.send(Stop())
+        pids = {child.pid for child in self.world.children.values() if child.pid}
+        deadline_s = time.monotonic() + STOP_S
+        world = self.processes.pop("world", None)
+        while self.processes and time.monotonic() < deadline_s:
+            self._flush()
+            for role, process in list(self.processes.items()):
+                if process.poll() is not None:
+                    del self.processes[role]
+            time.sleep(0.02)
+        for process in (*self.processes.values(), *([world] if world else [])):
+            process.terminate()
+            pids.discard(process.pid)
+        self.mqtt.close()
+        self.spool.close()
+        return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one device."""
+    parser = argparse.ArgumentParser(prog="edgert run")
+    parser.add_argument("--config", type=Path, required=True)
+    args = parser.parse_args(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s supervisor: %(message)s")
+    stopping = Stopping()
+    try:
+        config = load_config(args.config)
+        layout = Layout(config)
+        layout.make()
+        ipc.single_instance(layout.lock("supervisor"))
+        return Supervisor(config, args.config, layout).run(stopping)
+    except (ConfigError, ArtifactError, UsageError) as error:
+        log.error("%s", error)
+        return 78
+    except (EdgertError, OSError) as error:
+        log.error("%s: %s", type(error).__name__, error)
+        return 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

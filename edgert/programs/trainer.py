@@ -1,0 +1,427 @@
+"""The trainer: learns on the device from what happened and from what teachers say, and offers better networks.
+
+It may be killed between any two instructions: only a committed checkpoint exists. It reads transitions from the ring the actor
+writes, asks teachers through the supervisor, takes as many gradient steps as the budget allows, and every so often rounds the
+network to int8, lets the gate judge it on transitions it was not trained on, and offers it to the actor.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: the trainer must never take a second core
+
+import argparse
+import hashlib
+import logging
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from edgert import quant, wire
+from edgert.bundle import schema_hash
+from edgert.config import Config
+from edgert.errors import ArtifactError, ConfigError, EdgertError, MessageError, StoreError, UsageError
+from edgert.knowledge import codec
+from edgert.knowledge.student import Student
+from edgert.learn.accept import Evidence, Limits, Verdict, judge
+from edgert.learn.checkpoint import Checkpoint, pack
+from edgert.learn.dqn import Batch, Hyper, Learner, td_targets
+from edgert.learn.replay import Replay
+from edgert.nets import F32, U8, Params, forward
+from edgert.policy import artifact, exits
+from edgert.ports import ipc
+from edgert.ports.process import Layout, Parent, Stopping, load_config, usage
+from edgert.ports.ring import TERMINATED, TRUNCATED, RingReader
+from edgert.ports.store import Generations, write_atomic
+from edgert.values import Answer, Ask, Budget, Candidate, Happened, Stop, Told, TrainerReport
+
+PAUSE_S = 0.02
+READ_AT_ONCE = 2000
+PROBE = 256
+MIN_PROBE = 32
+KEEP_NETWORKS = 3
+STEPS_AT_ONCE = 8
+"""Gradient steps between two looks at the supervisor and the ring."""
+
+log = logging.getLogger("edgert.trainer")
+
+
+def actions(heads: dict[int, F32], threshold_logits: F32) -> npt.NDArray[np.integer]:
+    """What the act loop would do: per observation the greedy action of the first exit that is sure enough."""
+    last = len(heads) - 1
+    chosen = heads[last][:, :-1].argmax(1)
+    for k in range(last - 1, -1, -1):
+        sure = heads[k][:, -1] >= threshold_logits[k]
+        chosen[sure] = heads[k][sure, :-1].argmax(1)
+    return chosen
+
+
+def every_exit(net: quant.IntNet, obs: U8) -> dict[int, F32]:
+    """exit -> (n, n_actions + 1) float32 heads of an int8 network."""
+    heads, x = {}, obs
+    for k in range(net.spec.n_exits):
+        x = net.trunk(k, x)
+        heads[k] = net.head(k, x)
+    return heads
+
+
+class Trainer:
+    """One training. Deterministic given the ring, the answers and their order."""
+
+    def __init__(self, config: Config, layout: Layout, policy: artifact.Policy, *, seed: int) -> None:
+        """Start from the bundle; `resume` may replace that by a checkpoint.
+
+        Args:
+            config: checked.
+            layout: of this device.
+            policy: the installed one.
+            seed: of the sampling.
+        """
+        spec = policy.spec
+        self.config, self.layout, self.policy, self.spec = config, layout, policy, spec
+        self.schema = hashlib.sha256(f"{schema_hash(policy.manifest)} {spec}".encode()).hexdigest()
+        self.hyper = Hyper(
+            learning_rate=config.learn.learning_rate,
+            gamma=config.learn.gamma,
+            td_weight=config.learn.td_weight,
+            distill_weight=config.learn.distill_weight,
+            match_weight=config.learn.distill_weight,
+        )
+        self.learner = Learner(policy.params.copy())
+        self.replay = Replay(config.learn.ring_transitions, spec.input_shape, spec.n_actions)
+        self.rng = np.random.default_rng(seed)
+        self.reader = RingReader(layout.ring)
+        self.ring_opened = self.reader.opened
+        self.checkpoints = Generations(layout.checkpoints)
+        self.student = Student(
+            capacity=config.learn.ring_transitions,
+            batch=config.teacher.batch,
+            timeout_s=config.teacher.timeout_s,
+            max_pending=4,
+        )
+        self.acting = quant.IntNet(spec, policy.tensors)
+        self.parent = Parent(layout.control, "trainer")
+        self.budget = Budget(max_exit=spec.n_exits - 1, train_steps_hz=0.0, teacher_bytes_per_s=0.0)
+        self.task = config.teacher.task or policy.manifest.task
+        self.thresholds = list(config.policy.thresholds or policy.manifest.thresholds)
+        # Drawn, so that an answer to a question of a predecessor that was killed matches none of ours.
+        self.next_ask_id = int.from_bytes(os.urandom(6), "big") << 8
+        self.counters: dict[str, int] = {
+            "transitions": 0,
+            "candidates": 0,
+            "accepted": 0,
+            "generation": 0,
+            "checkpoint": 0,
+        }
+        self.faults: dict[str, int] = {}
+        self.loss: float | None = None
+        self.owed = 0.0
+
+    def resume(self) -> None:
+        """Go on from the newest sound checkpoint, if there is one of this policy."""
+        found = self.checkpoints.latest()
+        for fault in self.checkpoints.faults:
+            self._fault("checkpoint-broken")
+            log.warning("%s", fault)
+        if found is None:
+            return
+        number, payload = found
+        try:
+            checkpoint = Checkpoint(payload, schema=self.schema)
+            self.read_ring(up_to=checkpoint.newest_seq)
+            taught = checkpoint.restore(self.learner, self.replay, self.rng)
+        except ArtifactError as error:
+            self._fault("checkpoint-refused")
+            log.warning("checkpoint %d: %s", number, error)
+            return
+        self.counters |= checkpoint.counters | {"checkpoint": number}
+        newest = self._network_path(self.counters["generation"])
+        if newest.exists():
+            self.acting = quant.IntNet(self.spec, artifact.load(newest.read_bytes()).tensors)
+        log.info("resumed at step %d with %d transitions, %d taught", checkpoint.steps, len(self.replay), taught)
+
+    def run(self, stopping: Stopping) -> int:
+        """Learn until told to stop; then commit what was learned."""
+        then_s = time.monotonic()
+        checkpoint_s, candidate_s = then_s + self.config.learn.checkpoint_s, then_s + self.config.learn.candidate_s
+        report_s = then_s
+        while not stopping:
+            now_s = time.monotonic()
+            for told in self.parent.receive():
+                if isinstance(told, Stop):
+                    stopping.asked = True
+                self._heed(told, now_s)
+            self.read_ring()
+            self._ask(now_s)
+            self._train(now_s - then_s)
+            then_s = now_s
+            if now_s >= candidate_s:
+                candidate_s = now_s + self.config.learn.candidate_s
+                self.offer()
+            if now_s >= checkpoint_s:
+                checkpoint_s = now_s + self.config.learn.checkpoint_s
+                self.commit()
+            if now_s >= report_s:
+                report_s = now_s + 1.0
+                self.parent.send(self._report())
+            if self.owed < 1:
+                time.sleep(PAUSE_S)
+        self.commit()
+        return 0
+
+    def read_ring(self, up_to: int | None = None) -> None:
+        """Take in what the actor wrote since the last look."""
+        newest = self.reader.newest_seq()
+        if self.reader.opened != self.ring_opened:
+            if self.ring_opened:
+                self._fault("ring-replaced")
+            self.ring_opened = self.reader.opened
+            self.replay = Replay(self.config.learn.ring_transitions, self.spec.input_shape, self.spec.n_actions)
+        if not newest or self.reader.obs_shape != self.spec.input_shape:
+            return
+        first = max(self.replay.newest_seq + 1, newest - self.replay.capacity + 1, 1)
+        last = newest if up_to is None else min(newest, up_to)
+        while first <= last:
+            records = self.reader.read(first, min(last, first + READ_AT_ONCE - 1))
+            first += READ_AT_ONCE
+            if records.left_out:
+                self._fault("records-left-out", records.left_out)
+            ended = records.flags
+            self.replay.add(
+                records.seq.astype(np.int64),
+                records.obs,
+                records.action,
+                records.reward,
+                (ended & TERMINATED) > 0,
+                (ended & TRUNCATED) > 0,
+            )
+            self.counters["transitions"] += len(records)
+            if len(records) and self.config.teacher.enabled:
+                for seq, row, unsure in zip(records.seq, records.obs, self._uncertainty(records.obs), strict=True):
+                    for joined, q in self.student.saw(int(seq), row, float(unsure)):
+                        self.replay.teach(joined, q)
+
+    def _uncertainty(self, obs: U8) -> F32:
+        """How close the two best actions are: 0 (sure) to 1 (a tie). (n,) float32."""
+        last = self.spec.n_exits - 1
+        q = np.sort(forward(self.learner.params, obs, exits=(last,))[last][:, : self.spec.n_actions], axis=1)
+        gap = q[:, -1] - q[:, -2] if q.shape[1] > 1 else np.ones(len(q), np.float32)
+        return np.asarray(1 / (1 + gap / np.float32(self.hyper.temperature)), np.float32)
+
+    def _ask(self, now_s: float) -> None:
+        """Put one question to the teachers, if the budget and the outstanding ones allow."""
+        self.student.expire(now_s)
+        plan = self.student.plan(now_s, self.budget.teacher_bytes_per_s)
+        if plan is None:
+            return
+        question = wire.KnowAsk(
+            task=self.task,
+            obs_shape=self.spec.input_shape,
+            n_actions=self.spec.n_actions,
+            count=len(plan.rows),
+            codec=codec.CODEC_FRAMES_ZSTD,
+            data=codec.encode_obs(np.stack(plan.rows)),
+        )
+        payload = wire.encode(question)
+        self.next_ask_id += 1
+        self.student.sent(self.next_ask_id, plan, len(payload), now_s)
+        self.parent.send(Ask(self.next_ask_id, payload))
+
+    def _heed(self, told: Told, now_s: float) -> None:
+        match told:
+            case Budget():
+                self.budget = told
+            case Answer(ask_id, payload):
+                self._join(ask_id, payload, now_s)
+            case _:
+                pass
+
+    def _join(self, ask_id: int, payload: bytes, now_s: float) -> None:
+        """Give an answer to the transitions it is about."""
+        try:
+            answer, _ = wire.decode(payload, wire.KnowAnswer)
+            if answer.error:
+                self._fault(f"teacher-{answer.error}")
+                return
+            q = codec.decode_q(answer.data, answer.count, self.spec.n_actions)
+        except MessageError as error:
+            self._fault("answer-malformed")
+            log.warning("answer %d: %s", ask_id, error)
+            return
+        for seq, row in self.student.answer(ask_id, q, len(payload), now_s):
+            self.replay.teach(seq, row)
+
+    def _train(self, elapsed_s: float) -> None:
+        """Take the gradient steps that the elapsed time has earned; what cannot be done in time is forgiven, not hoarded."""
+        hz = self.budget.train_steps_hz
+        self.owed = min(self.owed + hz * elapsed_s, max(1.0, 2 * hz * PAUSE_S) + STEPS_AT_ONCE) if hz > 0 else 0.0
+        if len(self.replay) < self.config.learn.min_transitions:
+            self.owed = 0.0
+        for _ in range(min(int(self.owed), STEPS_AT_ONCE)):
+            self.step()
+            self.owed -= 1
+
+    def step(self) -> None:
+        """One gradient step."""
+        try:
+            losses = self.learner.step(self.replay.sample(self.rng, self.config.learn.batch), self.hyper)
+        except UsageError as error:
+            # Nothing was changed; a poisoned transition will be drawn again only by chance.
+            self._fault("loss-not-finite")
+            log.error("%s", error)
+            return
+        self.loss = losses.total if self.loss is None else 0.99 * self.loss + 0.01 * losses.total
+
+    def commit(self) -> None:
+        """Write a checkpoint; a full disk costs the checkpoint, not the training."""
+        if not self.learner.steps:
+            return
+        try:
+            payload = pack(self.learner, self.replay, self.rng, schema=self.schema, counters=self.counters)
+            self.counters["checkpoint"] = self.checkpoints.commit(payload)
+        except StoreError as error:
+            self._fault("checkpoint-not-written")
+            log.error("%s", error)
+
+    def offer(self) -> None:
+        """Round the network to int8, let the gate judge it, and offer it if it passes."""
+        if not self.learner.steps:
+            return
+        probe = self.replay.probe(PROBE).batch
+        if len(probe.obs) < MIN_PROBE:
+            return
+        self.counters["candidates"] += 1
+        params = self.learner.params
+        try:
+            ranges = quant.calibrate(params, probe.obs)
+            candidate = quant.IntNet(self.spec, quant.quantize(params, ranges))
+            verdict = self._judge(candidate, probe)
+            if verdict.accepted:
+                trained = {
+                    "device": self.config.device.id,
+                    "steps": self.learner.steps,
+                    "taught": int(probe.taught.sum()),
+                }
+                data = artifact.derive(
+                    self.policy,
+                    params,
+                    ranges,
+                    created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                    provenance={
+                        "parent": self.policy.manifest.name,
+                        "trained_on_device": trained,
+                        "gate": verdict.detail,
+                    },
+                )
+                path, sha256 = self._store(data)
+                self.acting = candidate
+            else:
+                path = sha256 = ""
+        except (ArtifactError, StoreError) as error:
+            self._fault("candidate-not-made")
+            log.error("%s", error)
+            return
+        log.info("generation %d %s: %s", self.counters["generation"], "accepted" if path else "refused", verdict)
+        self.parent.send(Candidate(self.counters["generation"], path, sha256, verdict.checks, verdict.detail))
+
+    def _judge(self, candidate: quant.IntNet, probe: Batch) -> Verdict:
+        logits = exits.effective_thresholds(self.thresholds, self.spec.n_exits - 1)
+        last = self.spec.n_exits - 1
+        acting, offered = every_exit(self.acting, probe.obs), every_exit(candidate, probe.obs)
+        in_float = forward(self.learner.params, probe.obs)
+        y = td_targets(self.learner.params, self.learner.target, probe, self.hyper.gamma)
+        rows = np.arange(len(y))
+        return judge(
+            Evidence(
+                acting=actions(acting, logits),
+                candidate=actions(offered, logits),
+                candidate_float=actions(in_float, logits),
+                candidate_head=offered[last],
+                teacher_q=probe.teacher_q,
+                taught=probe.taught,
+                acting_td=np.abs(acting[last][rows, probe.action] - y),
+                candidate_td=np.abs(offered[last][rows, probe.action] - y),
+            ),
+            Limits(),
+        )
+
+    def _network_path(self, generation: int) -> Path:
+        return self.layout.policies / f"gen-{generation:08d}.edgert"
+
+    def _store(self, data: bytes) -> tuple[str, str]:
+        """Write an accepted network under the next number; older ones go, the one that may still act excepted."""
+        there = sorted(self.layout.policies.glob("gen-*.edgert"))
+        newest = max((int(path.stem.removeprefix("gen-")) for path in there), default=0)
+        self.counters["generation"] = max(newest, self.counters["generation"]) + 1
+        self.counters["accepted"] += 1
+        path = self._network_path(self.counters["generation"])
+        write_atomic(path, data)
+        for old in there[: -(KEEP_NETWORKS - 1)]:
+            old.unlink(missing_ok=True)
+        return str(path), hashlib.sha256(data).hexdigest()
+
+    def _fault(self, name: str, by: int = 1) -> None:
+        self.faults[name] = self.faults.get(name, 0) + by
+
+    def _report(self) -> TrainerReport:
+        cpu_s, rss_bytes = usage()
+        totals = self.student.counters
+        return TrainerReport(
+            pid=os.getpid(),
+            steps=self.learner.steps,
+            loss=self.loss,
+            transitions=self.counters["transitions"],
+            asked=totals.asked,
+            answered=totals.answered,
+            joined=totals.joined,
+            candidates=self.counters["candidates"],
+            accepted=self.counters["accepted"],
+            generation=self.counters["generation"],
+            checkpoint=self.counters["checkpoint"],
+            faults=dict(self.faults),
+            cpu_s=cpu_s,
+            rss_bytes=rss_bytes,
+        )
+
+
+def be_humble() -> None:
+    """Take what is left over: lowest priority, first to be sacrificed when memory is short."""
+    os.nice(19)
+    try:
+        Path("/proc/self/oom_score_adj").write_text("500")
+    except OSError as error:
+        log.info("oom_score_adj stays as it is: %s", error)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one trainer; the supervisor starts it."""
+    parser = argparse.ArgumentParser(prog="edgert-trainer")
+    parser.add_argument("--config", type=Path, required=True)
+    args = parser.parse_args(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s trainer: %(message)s")
+    stopping = Stopping()
+    try:
+        config = load_config(args.config)
+        layout = Layout(config)
+        layout.make()
+        ipc.single_instance(layout.lock("trainer"))
+        be_humble()
+        policy = artifact.load(Path(config.policy.bundle).read_bytes())
+        seed = int.from_bytes(hashlib.sha256(config.device.id.encode()).digest()[:4], "big")
+        trainer = Trainer(config, layout, policy, seed=seed)
+        trainer.resume()
+        return trainer.run(stopping)
+    except (ConfigError, ArtifactError, UsageError) as error:
+        log.error("%s", error)
+        return 78
+    except (EdgertError, OSError) as error:
+        log.error("%s: %s", type(error).__name__, error)
+        return 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

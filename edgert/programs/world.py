@@ -1,0 +1,167 @@
+"""The world process: hosts a gymnasium environment for `ports.plant.simulated`, so that it weighs on no actor.
+
+The world does not move by itself. It steps once for each action it is told, and holds still while no actor is connected
+or the actor is silent; an actor that is killed finds it as it was. The frames are described in `ports.plant.simulated`.
+
+Run as `python -m edgert.programs.world --env MinAtar/Breakout-v1 --seed 1 --socket PATH`. Ended by SIGTERM or SIGINT.
+Exit codes: 0 ended by a signal, 1 error, 78 no such environment or one that edgert cannot show.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import secrets
+import select
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgert.errors import ConfigError, EdgertError
+from edgert.ports import ipc
+
+EXIT_ERROR = 1
+EXIT_CONFIG = 78
+
+
+class World:
+    """One environment, stepped on demand; episodes and observations are numbered from 1 and never start over."""
+
+    def __init__(self, env_id: str, seed: int) -> None:
+        """Make and reset the environment.
+
+        Args:
+            env_id: as gymnasium knows it, e.g. "MinAtar/Breakout-v1" or "package:Name-v0".
+            seed: of the environment's own generator; the later resets continue it.
+
+        Raises:
+            ConfigError: no such environment, or its spaces are not uint8/bool images and discrete actions.
+        """
+        self._env = _make(env_id)
+        self._first_action = int(getattr(self._env.action_space, "start", 0))
+        self.n_actions = int(self._env.action_space.n)
+        obs, _ = self._env.reset(seed=seed)
+        start = {"reward": 0.0, "terminated": False, "truncated": False, "action": None}
+        self._shown: dict[str, object] = {**_frame(obs), **start, "episode": 1, "seq": 1, "world": secrets.randbits(63)}
+        self._episode = self._seq = 1
+
+    def step(self, action: object) -> dict[str, object]:
+        """Do one action and show what came of it; what is no action of this environment is answered by an error."""
+        if isinstance(action, bool) or not isinstance(action, int) or not 0 <= action < self.n_actions:
+            return {"error": f"action {str(action)[:40]} is not one of 0..{self.n_actions - 1}"}
+        obs, reward, terminated, truncated, _ = self._env.step(self._first_action + action)
+        if terminated or truncated:
+            obs, _ = self._env.reset()
+            self._episode += 1
+        self._seq += 1
+        outcome = {"reward": float(reward), "terminated": bool(terminated), "truncated": bool(truncated)}
+        place = {"episode": self._episode, "seq": self._seq, "action": action}
+        self._shown = {**self._shown, **_frame(obs), **outcome, **place}
+        return self._shown
+
+    def now(self) -> dict[str, object]:
+        """The current observation for one who did not see what led to it: no action, no reward."""
+        return {**self._shown, "reward": 0.0, "terminated": False, "truncated": False, "action": None}
+
+    def close(self) -> None:
+        """Let the environment free what it holds."""
+        self._env.close()
+
+
+def _make(env_id: str) -> Any:  # gymnasium ships with the extra `sim` only, so its types are not always there
+    try:
+        import gymnasium
+    except ImportError as error:
+        raise ConfigError(f"environment {env_id}: gymnasium is not installed: pip install 'edgert[sim]'") from error
+    try:
+        _load_plugins(env_id.partition("/")[0])
+        # The checker only repeats on stderr what the checks below refuse.
+        env = gymnasium.make(env_id, disable_env_checker=True)
+    except (gymnasium.error.Error, ImportError) as error:
+        raise ConfigError(f"environment {env_id}: {error} (is the package that brings it installed?)") from error
+    shown, actions = env.observation_space, env.action_space
+    if not isinstance(shown, gymnasium.spaces.Box) or shown.dtype not in (np.bool_, np.uint8) or len(shown.shape) > 3:
+        raise ConfigError(f"environment {env_id} shows {shown}: a uint8 or bool array of up to 3 dimensions is needed")
+    if not isinstance(actions, gymnasium.spaces.Discrete):
+        raise ConfigError(f"environment {env_id} takes {actions}: a Discrete action space is needed")
+    return env
+
+
+def _load_plugins(namespace: str) -> None:
+    """Run the registration hooks that packages declare for `namespace`; gymnasium 1.0 stopped doing so by itself."""
+    for hook in importlib.metadata.entry_points(group="gymnasium.envs"):
+        if hook.name == namespace:
+            register = hook.load()
+            if callable(register):
+                register()
+
+
+def _frame(obs: npt.NDArray[Any]) -> dict[str, object]:
+    """An observation as the frame's uint8 HWC part; what has fewer dimensions becomes W or C of size 1."""
+    image = np.ascontiguousarray(obs, dtype=np.uint8)
+    image = image.reshape(image.shape + (1,) * (3 - image.ndim))
+    return {"obs": image.tobytes(), "shape": list(image.shape), "dtype": "uint8"}
+
+
+def serve(world: World, listener: socket.socket) -> None:
+    """Serve one actor at a time for ever; who connects takes the place of who was there."""
+    actor: ipc.Channel | None = None
+    while True:
+        poller = select.poll()
+        poller.register(listener.fileno(), select.POLLIN)
+        if actor is not None:
+            poller.register(actor.fileno(), select.POLLIN | (select.POLLOUT if actor.wants_write else 0))
+        poller.poll()
+        newcomer = ipc.accept(listener)
+        if newcomer is not None:
+            if actor is not None:
+                actor.close()
+            actor = newcomer
+            actor.send_map(world.now())
+        if actor is not None:
+            actor.flush()
+            for told in actor.receive_maps():
+                if not actor.send_map(world.step(told.get("action"))):
+                    # It told many actions and read no answer: let it connect anew.
+                    actor.close()
+                    break
+            if actor.closed:
+                actor = None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the world process until a signal ends it.
+
+    Args:
+        argv: without the program's name; sys.argv when None.
+
+    Returns:
+        The exit code.
+    """
+    parser = argparse.ArgumentParser(prog="edgert-world", description="host a gymnasium environment for the actor")
+    parser.add_argument("--env", required=True, help="gymnasium id, e.g. MinAtar/Breakout-v1")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--socket", required=True, help="Unix socket to listen on")
+    options = parser.parse_args(argv)
+    for ending in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(ending, lambda *_: sys.exit(0))
+    try:
+        world = World(options.env, options.seed)
+        try:
+            with ipc.listen(options.socket) as listener:
+                serve(world, listener)
+        finally:
+            world.close()
+    except EdgertError as error:
+        print(f"edgert-world: {error}", file=sys.stderr)
+        return EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_ERROR
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,396 @@
+"""Turn a training run into a bundle: `python -m tools.export --run runs/breakout-student --task breakout --out models/breakout.edgert`.
+
+The graph: one ONNX model, exits as nested `If`. Each branch owns its initializers (in the outer graph they would not be
+prepacked, 3-4 times slower), and observations and the tensors between stages are uint8 in NHWC, which is how onnxruntime's integer
+kernels want them: the transposes written here to satisfy ONNX's NCHW all cancel, and dense weights keep their row order.
+Inputs: `obs` uint8 (1, H, W, C); `threshold` float32 (n_exits - 1,), logits (absent with one exit). Outputs: `head` float32
+(1, n_actions + 1); `exit` int64 (1,).
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+import edgert
+from edgert import bundle, quant
+from edgert.nets import U8, Conv, Dense, MaxPool, NetSpec, Params, Placed, Relu, forward, macs, stages
+from edgert.policy import artifact
+from edgert.policy.exits import effective_thresholds, fit_threshold
+from tools.episodes import make, play, to_obs
+from tools.nets import NETS
+from tools.train import commit
+
+Exits = Literal["if", "last", "all"]
+OPSET, IR_VERSION = 17, 9  # the newest that onnxruntime 1.17 reads
+TO_NCHW, TO_NHWC = [0, 3, 1, 2], [0, 2, 3, 1]
+
+
+class _Graph:
+    """Nodes and initializers of one (sub)graph."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: list[onnx.TensorProto] = []
+
+    def node(self, op: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
+        self.nodes.append(helper.make_node(op, list(inputs), [output], name=output, **attributes))
+        return output
+
+    def constant(self, name: str, value: npt.ArrayLike) -> str:
+        self.initializers.append(numpy_helper.from_array(np.asarray(value), name))
+        return name
+
+    def windowed(self, op: str, inputs: Sequence[str], output: str, layer: Conv | MaxPool) -> str:
+        """A Conv or MaxPool, on NCHW as ONNX wants it."""
+        pads = [layer.padding] * 4 if isinstance(layer, Conv) else [0] * 4
+        return self.node(op, inputs, output, kernel_shape=[layer.kernel] * 2, strides=[layer.stride] * 2, pads=pads)
+
+
+Layer = Callable[[_Graph, Any, str], str]
+
+
+def _int8_layer(tensors: quant.Tensors) -> Layer:
+    """How a quantized layer is written."""
+
+    def add(graph: _Graph, step: quant.Step, x: str) -> str:
+        name, layer, in_shape, _ = step.placed
+
+        def own(suffix: str) -> str:
+            return graph.constant(f"{name}.{suffix}", tensors[f"{name}.{suffix}"])
+
+        if isinstance(layer, Relu):
+            return graph.node("Max", [x, own("floor")], f"{name}.q")
+        if isinstance(layer, Conv | MaxPool):
+            x = graph.node("Transpose", [x], f"{name}.nchw", perm=TO_NCHW)
+        elif len(in_shape) > 1:
+            x = graph.node("Flatten", [x], f"{name}.flat", axis=1)
+        if isinstance(layer, MaxPool):
+            pooled = graph.windowed("MaxPool", [x], f"{name}.pooled", layer)
+            return graph.node("Transpose", [pooled], f"{name}.q", perm=TO_NHWC)
+        n = len(tensors[f"{name}.b"])
+        # Zero points that are always zero, and still written: onnxruntime does not fuse a Gemm without them.
+        zeros = {"w": np.zeros(n, np.int8), "b": np.zeros(n, np.int32)}
+        operands = [graph.node("DequantizeLinear", [x, own("x.scale"), own("x.zp")], f"{name}.x")]
+        for part, axis in (("w", 0 if isinstance(layer, Conv) else 1), ("b", 0)):
+            parts = [own(part), own(f"{part}.scale"), graph.constant(f"{name}.{part}.zp", zeros[part])]
+            operands.append(graph.node("DequantizeLinear", parts, f"{name}.{part}.float", axis=axis))
+        if step.is_output:
+            return graph.node("Gemm", operands, f"{name}.y")
+        # No Relu: it is the lower end of an unsigned output whose zero point is 0.
+        y = (
+            graph.windowed("Conv", operands, f"{name}.y", layer)
+            if isinstance(layer, Conv)
+            else graph.node("Gemm", operands, f"{name}.y")
+        )
+        y = graph.node(
+            "QuantizeLinear",
+            [y, own("y.scale"), own("y.zp")],
+            f"{name}.rounded" if isinstance(layer, Conv) else f"{name}.q",
+        )
+        return graph.node("Transpose", [y], f"{name}.q", perm=TO_NHWC) if isinstance(layer, Conv) else y
+
+    return add
+
+
+def _float_layer(params: Params) -> Layer:
+    """How a float layer is written."""
+
+    def add(graph: _Graph, placed: Placed, x: str) -> str:
+        name, layer, in_shape, _ = placed
+        if x == "obs":
+            x = graph.node("Cast", [x], "obs.float", to=TensorProto.FLOAT)
+            x = graph.node("Mul", [x, graph.constant("obs.scale", np.float32(params.spec.input_scale))], "obs.scaled")
+        if isinstance(layer, Relu):
+            return graph.node("Relu", [x], f"{name}.y")
+        if isinstance(layer, Conv | MaxPool):
+            x = graph.node("Transpose", [x], f"{name}.nchw", perm=TO_NCHW)
+        elif len(in_shape) > 1:
+            x = graph.node("Flatten", [x], f"{name}.flat", axis=1)
+        inputs = [x]
+        if isinstance(layer, Conv | Dense):
+            weight, bias = params.views[f"{name}.w"], params.views[f"{name}.b"]
+            if isinstance(layer, Conv):
+                weight = weight.reshape(layer.kernel, layer.kernel, in_shape[-1], -1).transpose(3, 2, 0, 1)
+            inputs += [graph.constant(f"{name}.w", np.ascontiguousarray(weight)), graph.constant(f"{name}.b", bias)]
+        if isinstance(layer, Dense):
+            return graph.node("Gemm", inputs, f"{name}.y")
+        y = graph.windowed("Conv" if isinstance(layer, Conv) else "MaxPool", inputs, f"{name}.nchw.y", layer)
+        return graph.node("Transpose", [y], f"{name}.y", perm=TO_NHWC)
+
+    return add
+
+
+def _value(name: str, dtype: int, shape: Sequence[int]) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, dtype, list(shape))
+
+
+def _write(spec: NetSpec, laid: Sequence[tuple[Any, Any]], layer: Layer, exits: Exits) -> bytes:
+    """Wire trunks and heads together."""
+    last, n_outputs = spec.n_exits - 1, spec.n_actions + 1
+    heads = [_value("head", TensorProto.FLOAT, [1, n_outputs]), _value("exit", TensorProto.INT64, [1])]
+
+    def through(graph: _Graph, layers: Any, x: str) -> str:
+        for one in layers:
+            x = layer(graph, one, x)
+        return x
+
+    def decided(graph: _Graph, k: int, head: str, at: str) -> _Graph:
+        """End `graph` with a head and its exit number."""
+        graph.node("Identity", [head], f"head.{at}" if at else "head")
+        graph.node(
+            "Identity",
+            [graph.constant(f"exit.{at or 'last'}.{k}", np.array([k], np.int64))],
+            f"exit.{at}" if at else "exit",
+        )
+        return graph
+
+    def branch(graph: _Graph, at: str) -> onnx.GraphProto:
+        outputs = [
+            _value(f"head.{at}", TensorProto.FLOAT, [1, n_outputs]),
+            _value(f"exit.{at}", TensorProto.INT64, [1]),
+        ]
+        return helper.make_graph(graph.nodes, at, [], outputs, graph.initializers)
+
+    def from_stage(graph: _Graph, k: int, x: str, at: str) -> _Graph:
+        """Append stage k and all after it; the outputs are `head` and `exit`, or `head.<at>` and `exit.<at>`."""
+        x = through(graph, laid[k][0], x)
+        head = through(graph, laid[k][1], x)
+        if k == last:
+            return decided(graph, k, head, at)
+        # Gather with a scalar index, not a second Gemm: the confidence is a column of the head's only product.
+        sure = graph.node(
+            "Gather", [head, graph.constant(f"column.{k}", np.int64(spec.n_actions))], f"confidence.{k}", axis=1
+        )
+        bar = graph.node("Gather", ["threshold", graph.constant(f"row.{k}", np.int64(k))], f"threshold.{k}", axis=0)
+        taken = graph.node("GreaterOrEqual", [sure, bar], f"taken.{k}")
+        yes = branch(decided(_Graph(), k, head, f"taken{k}"), f"taken{k}")
+        no = branch(from_stage(_Graph(), k + 1, x, f"deeper{k}"), f"deeper{k}")
+        outputs = [f"head.{at}", f"exit.{at}"] if at else ["head", "exit"]
+        graph.nodes.append(helper.make_node("If", [taken], outputs, name=f"exit{k}", then_branch=yes, else_branch=no))
+        return graph
+
+    inputs, graph = [_value("obs", TensorProto.UINT8, [1, *spec.input_shape])], _Graph()
+    if exits == "if":
+        if last:
+            inputs.append(_value("threshold", TensorProto.FLOAT, [last]))
+        from_stage(graph, 0, "obs", "")
+    else:
+        x, heads = "obs", []
+        for k, (trunk, head_layers) in enumerate(laid):
+            x = through(graph, trunk, x)
+            if exits == "all" or k == last:
+                name = f"head.{k}" if exits == "all" else "head"
+                graph.node("Identity", [through(graph, head_layers, x)], name)
+                heads.append(_value(name, TensorProto.FLOAT, [1, n_outputs]))
+    made = helper.make_graph(graph.nodes, "edgert", inputs, heads, graph.initializers)
+    model = helper.make_model(
+        made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="edgert"
+    )
+    onnx.checker.check_model(model, full_check=True)
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def build(spec: NetSpec, tensors: quant.Tensors, exits: Exits = "if") -> bytes:
+    """Write the int8 graph (QDQ, for onnxruntime to fuse).
+
+    Args:
+        spec: the network.
+        tensors: of `quant.quantize`.
+        exits: `if` decides inside; `last` is the full network alone; `all` gives `head.0`, `head.1`, ... (the latter two to measure against).
+
+    Returns:
+        A serialized ModelProto.
+    """
+    return _write(spec, quant.steps(spec), _int8_layer(tensors), exits)
+
+
+def build_float(params: Params, exits: Exits = "if") -> bytes:
+    """Write the float32 graph, with the same inputs and outputs as `build`."""
+    return _write(params.spec, stages(params.spec), _float_layer(params), exits)
+
+
+def watch(params: Params, env: str, *, episodes: int, wanted: int, seed: int) -> U8:
+    """Observations that the full network meets while it acts, `wanted` of them at most, in random order."""
+    seen: list[U8] = []
+    last, rng = params.spec.n_exits - 1, np.random.default_rng(seed)
+
+    def choose(obs: U8) -> npt.NDArray[np.integer]:
+        seen.append(obs.copy())
+        return forward(params, obs, exits=(last,))[last][:, :-1].argmax(1)
+
+    play(choose, env, episodes, seed=seed, max_steps=2_000)
+    everything = np.concatenate(seen)
+    return everything[rng.permutation(len(everything))[:wanted]]
+
+
+def taken(heads: dict[int, npt.NDArray[np.float32]], thresholds: Sequence[float]) -> npt.NDArray[np.int64]:
+    """Which exit answers each observation of a batch."""
+    logits = effective_thresholds(thresholds, len(heads) - 1)
+    sure = np.stack([heads[k][:, -1] >= logits[k] for k in range(len(heads) - 1)] + [np.ones(len(heads[0]), bool)], 1)
+    return np.asarray(sure.argmax(1))
+
+
+def fit_thresholds(heads: dict[int, npt.NDArray[np.float32]], wanted: float) -> tuple[float, ...]:
+    """A threshold for every exit but the last, each fitted on the observations that reach it."""
+    last = len(heads) - 1
+    best = heads[last][:, :-1].argmax(1)
+    reaching = np.ones(len(best), bool)
+    found = []
+    for k in range(last):
+        agrees = heads[k][:, :-1].argmax(1) == best
+        found.append(fit_threshold(heads[k][reaching, -1], agrees[reaching], wanted))
+        reaching &= heads[k][:, -1] < effective_thresholds(found[-1:], 1)[0]
+    return tuple(found)
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="python -m tools.export", description=__doc__.splitlines()[0])
+    parser.add_argument("--run", type=Path, required=True, help="folder written by tools.train")
+    parser.add_argument("--task", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--name", help="of the policy; the run's folder name by default")
+    parser.add_argument("--float", action="store_true", help="write the float32 graph beside it, as <out>.float.onnx")
+    parser.add_argument("--control-rate-hz", type=float, default=20.0)
+    parser.add_argument("--gamma", type=float, default=0.99)
+    parser.add_argument("--safe-action", type=int, default=0)
+    parser.add_argument("--action-names", nargs="*", default=[])
+    parser.add_argument("--channels", nargs="*", default=[])
+    parser.add_argument(
+        "--agreement", type=float, default=0.95, help="with the last exit, that an earlier one must reach"
+    )
+    parser.add_argument("--watch-episodes", type=int, default=20, help="played to collect observations")
+    parser.add_argument(
+        "--calibration", type=int, default=2048, help="observations that set the ranges; as many again the thresholds"
+    )
+    parser.add_argument("--golden", type=int, default=64)
+    parser.add_argument("--episodes", type=int, default=30, help="of each evaluation; 0 skips them")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args(argv)
+
+
+def _score(returns: npt.NDArray[np.float64]) -> dict[str, float | None]:
+    sem = round(float(returns.std(ddof=1) / len(returns) ** 0.5), 3) if len(returns) > 1 else None
+    return {"mean": round(float(returns.mean()), 3), "sem": sem}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Collect, quantize, fit thresholds, evaluate, write."""
+    argv = sys.argv[1:] if argv is None else argv
+    args = parse(argv)
+    run = json.loads((args.run / "run.json").read_text())
+    env = make(run["env"])
+    obs = to_obs(env.reset(seed=args.seed)[0])
+    spec = NETS[run["net"]](obs.shape, int(env.action_space.n))
+    params = Params(spec, np.fromfile(args.run / "best.f32", np.float32))
+    last = spec.n_exits - 1
+
+    # Seeds apart from those of training, of its evaluations and of its test.
+    met = watch(
+        params,
+        run["env"],
+        episodes=args.watch_episodes,
+        wanted=2 * args.calibration,
+        seed=30_000_000 + args.seed * 1000,
+    )
+    calibration, held_out = met[: len(met) // 2], met[len(met) // 2 :]
+    ranges = quant.calibrate(params, calibration)
+    tensors = quant.quantize(params, ranges)
+    net = quant.IntNet(spec, tensors)
+    heads, float_heads = net.heads(held_out), forward(params, held_out)
+    thresholds = fit_thresholds(heads, args.agreement)
+    exit_of = taken(heads, thresholds)
+
+    best = heads[last][:, :-1].argmax(1)
+    rows = []
+    for k, cost in enumerate(macs(spec)):
+        chosen, here = heads[k][:, :-1].argmax(1), exit_of == k
+        rows.append(
+            {
+                "exit": k,
+                "macs": cost,
+                "threshold": round(thresholds[k], 4) if k < last else None,
+                "share": round(float(here.mean()), 4),
+                "agrees_when_taken": round(float((chosen == best)[here].mean()), 4) if here.any() else None,
+                "agrees_always": round(float((chosen == best).mean()), 4),
+                "int8_is_float": round(float((chosen == float_heads[k][:, :-1].argmax(1)).mean()), 4),
+                "max_head_error": round(float(np.abs(heads[k] - float_heads[k]).max()), 4),
+            }
+        )
+    scores: dict[str, dict[str, float | None]] = {}
+    if args.episodes:
+        seed = 40_000_000 + args.seed * 1000
+
+        def decide(obs: U8) -> npt.NDArray[np.integer]:
+            heads = net.heads(obs)
+            every = np.stack([heads[k][:, :-1].argmax(1) for k in range(spec.n_exits)], 1)
+            return every[np.arange(len(obs)), taken(heads, thresholds)]
+
+        choosers = {
+            "float, last exit": lambda obs: forward(params, obs, exits=(last,))[last][:, :-1].argmax(1),
+            "int8, with thresholds": decide,
+            **{f"int8, exit {k}": lambda obs, k=k: net.heads(obs, k)[k][:, :-1].argmax(1) for k in range(spec.n_exits)},
+        }
+        scores = {name: _score(play(choose, run["env"], args.episodes, seed=seed)) for name, choose in choosers.items()}
+
+    manifest = bundle.Manifest(
+        name=args.name or args.run.name,
+        task=args.task,
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        edgert=edgert.__version__,
+        observation=bundle.Observation(spec.input_shape, spec.input_scale, channels=tuple(args.channels)),
+        action=bundle.Action(spec.n_actions, tuple(args.action_names)),
+        control_rate_hz=args.control_rate_hz,
+        gamma=args.gamma,
+        net=msgspec.to_builtins(spec),
+        thresholds=thresholds,
+        exits=tuple(bundle.Exit(cost) for cost in macs(spec)),
+        safe_action=args.safe_action,
+        ranges=ranges,
+        golden=bundle.Golden(args.golden, 0.0),
+        provenance={
+            "run": run,
+            "export": {
+                "command": "python -m tools.export " + " ".join(argv),
+                "commit": commit(),
+                "observations": len(met),
+                "exits": rows,
+                "returns": scores,
+                "episodes": args.episodes,
+            },
+        },
+    )
+    data = artifact.pack(manifest, params, build(spec, tensors), held_out[: args.golden])
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_bytes(data)
+    if args.float:
+        args.out.with_suffix(".float.onnx").write_bytes(build_float(params))
+
+    print("exit       MACs  threshold  share  agrees: taken  always  int8=float  max head error")
+    for row in rows:
+        row = {key: "-" if value is None else value for key, value in row.items()}
+        print(
+            f"{row['exit']:>4} {row['macs']:>10} {row['threshold']:>10} {row['share']:>6} {row['agrees_when_taken']:>14} "
+            f"{row['agrees_always']:>7} {row['int8_is_float']:>11} {row['max_head_error']:>15}"
+        )
+    print(f"mean MACs with thresholds: {np.array(macs(spec))[exit_of].mean():.0f}")
+    for name, score in scores.items():
+        print(f"return, {name:<24} {score['mean']:8} +- {score['sem']} over {args.episodes} episodes")
+    print(f"{args.out}: {len(data)} bytes")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
