@@ -1,9 +1,9 @@
 """The bundle: one `.edgert` file that holds a policy and everything needed to trust it. Bytes only, no numpy.
 
 Format 1 is a ZIP archive with `manifest.json` and the members it lists, each with its SHA-256:
-`policy.onnx` (int8), `params.f32` (float32 parameters, for going on learning), `golden.obs` and `golden.head` (observations and the
-answers a runtime must give to them). `signature` has its place, an Ed25519 signature of the bytes of `manifest.json`;
-it is neither made nor verified yet. What the arrays mean is `policy.artifact`'s business.
+`policy.onnx` (int8), `params.f32` (float32 parameters, for going on learning), `golden.obs` and `golden.head`
+(observations and the answers a runtime must give to them). `signature` has its place, an Ed25519 signature of the
+bytes of `manifest.json`; it is neither made nor verified yet. What the arrays mean is `policy.artifact`'s business.
 """
 
 from __future__ import annotations
@@ -262,8 +262,8 @@ def read(data: bytes) -> Bundle:
         The bundle; what `policy.artifact.load` adds is the check of the arrays.
 
     Raises:
-        ArtifactError: it is no bundle, a member is missing, unexpected, too large or not what its hash says, or the manifest
-            breaks the schema.
+        ArtifactError: it is no bundle, a member is missing, unexpected, too large or not what its hash says, or the
+            manifest breaks the schema.
     Source:
         ours; limits against decompression bombs after CWE-409.
     """

@@ -189,8 +189,7 @@ class Child(msgspec.Struct, frozen=True):
         pid: of the running one, or None.
         connected: it said hello.
         since_s: of the present state.
-        failures: exits since it last lived long enough.
-        restarts: exits in all.
+        failures, restarts: exits since it last lived long enough, and in all.
         next_start_s: not before this.
     """
 
@@ -207,22 +206,16 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         config: the user's.
-        task: what the policy does; also the topic segment under which teachers listen.
-        n_exits: of the policy.
+        task, n_exits: of the policy; the task is also the topic segment under which teachers listen.
         children: role -> state, for the roles that should run.
         outbox: durable events on their way to a collector.
         started_s: monotonic.
         estimate: what is believed of the board.
-        readings: the last look.
-        budget: as last allotted, or None before the first look.
-        link_up: the session stands.
-        link_reason: why it does not.
-        link_ups: sessions so far.
-        actor, actor_at_s: its last report and when.
-        trainer: its last report.
-        pending: the swap the actor was told to make.
-        acting: the swap it made last, or None for the installed bundle.
-        last_swap: its outcome.
+        readings, budget: of the last look; no budget before the first.
+        link_up, link_reason, link_ups: the session stands, why it does not, how many there were.
+        actor, actor_at_s, trainer: the last reports, and when.
+        pending, acting: the swap the actor was told to make, and the one it made (None: the installed bundle).
+        last_swap: outcome of the newest.
         ready: systemd was told so.
         counters: name -> total.
     """
@@ -263,13 +256,10 @@ def open_world(
         first: lowest event it holds.
         last: newest event it ever gave.
         now_s: monotonic seconds.
-
     Returns:
         Nothing runs yet; the first step starts what should.
-
     Raises:
         nothing.
-
     Source:
         ours: everything a decision depends on is in one value that can be printed, stored and replayed.
     """
@@ -294,13 +284,10 @@ def subscriptions(config: Config) -> list[str]:
 
     Args:
         config: checked.
-
     Returns:
         Topic filters.
-
     Raises:
         nothing.
-
     Source:
         ours: one filter a channel, thanks to the fixed depth.
     """
@@ -315,13 +302,10 @@ def step(world: World, event: Input, now_s: float) -> tuple[World, list[Effect]]
         world: the state before.
         event: what happened.
         now_s: monotonic seconds.
-
     Returns:
         The state after, and what to do, in order.
-
     Raises:
         nothing: a malformed message is counted under its name, a child's nonsense too.
-
     Source:
         ours, after balena-supervisor's steps-as-data and openpilot's `ensure_running`.
     """
@@ -516,12 +500,11 @@ def _ensure_running(world: World, now_s: float, effects: list[Effect]) -> World:
                 # Counted as running from here on, so that a slow spawn is not started twice; Spawned brings the pid.
                 world = _set_child(world, role, pid=0, since_s=now_s, next_start_s=now_s + RESTART_CAP_S)
             continue
-        silent_s = now_s - (
-            world.actor_at_s if role == "actor" and child.connected and world.actor_at_s else child.since_s
-        )
-        hung = (
-            silent_s > (HANG_S if role == "actor" else float("inf")) if child.connected else silent_s > START_PATIENCE_S
-        )
+        if role == "world":
+            continue  # it talks to the actor only
+        reported_s = world.actor_at_s if role == "actor" and world.actor_at_s is not None else child.since_s
+        silent_s = now_s - (reported_s if child.connected else child.since_s)
+        hung = silent_s > START_PATIENCE_S if not child.connected else role == "actor" and silent_s > HANG_S
         if hung and child.pid:
             effects += [Record("child-hung", {"role": role, "silent_s": round(silent_s, 1)}), Kill(role, child.pid)]
             world = _set_child(_count(world, f"{role}-hung"), role, connected=False, since_s=now_s)
@@ -534,15 +517,12 @@ def wake_s(world: World, now_s: float) -> float:
     Args:
         world: the state.
         now_s: monotonic seconds.
-
     Returns:
-        Monotonic seconds, at most one second ahead, since hung children are found by looking.
-
+        Monotonic seconds, at most one second ahead.
     Raises:
         nothing.
-
     Source:
-        ours.
+        ours: hung children are found by looking.
     """
     times = [now_s + 1.0]
     if world.outbox.wake_s is not None:
@@ -566,13 +546,10 @@ def status(world: World, now_s: float) -> dict[str, object]:
     Args:
         world: the state.
         now_s: monotonic seconds.
-
     Returns:
         Plain maps, lists, numbers and text; unknown values are None.
-
     Raises:
         nothing.
-
     Source:
         ours: one document for the terminal, the broker and the report.
     """
@@ -597,18 +574,15 @@ def status(world: World, now_s: float) -> dict[str, object]:
             "battery_frac": readings.battery_frac.value if readings.has_battery else None,
             "power_w": readings.power_w.value,
         },
-        "budget": None if world.budget is None else builtins(world.budget),
-        "children": {
-            role: {"pid": child.pid, "connected": child.connected, "restarts": child.restarts}
-            for role, child in world.children.items()
-        },
-        "actor": None if world.actor is None else builtins(world.actor),
+        "budget": builtins(world.budget),
+        "children": {role: builtins(child) for role, child in world.children.items()},
+        "actor": builtins(world.actor),
         "actor_age_s": None if world.actor_at_s is None else round(now_s - world.actor_at_s, 3),
-        "trainer": None if world.trainer is None else builtins(world.trainer),
+        "trainer": builtins(world.trainer),
         "policy": {
             "generation": 0 if world.acting is None else world.acting.generation,
             "pending": None if world.pending is None else world.pending.generation,
-            "last_swap": None if world.last_swap is None else builtins(world.last_swap),
+            "last_swap": builtins(world.last_swap),
         },
         "counters": dict(world.counters),
     }

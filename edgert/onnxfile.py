@@ -1,8 +1,8 @@
 """Read and overwrite the weights of a serialized ONNX model, without the `onnx` package.
 
-New weights have the size of the old ones, so nothing is re-encoded: the bytes of each initializer's `raw_data` are found once and
-replaced. Subgraphs (the branches of If) are searched too. Only what is needed of Protocol Buffers is understood; whatever
-is not well-formed is refused.
+New weights have the size of the old ones, so nothing is re-encoded: the bytes of each initializer's `raw_data` are
+found once and replaced. Subgraphs (the branches of If) are searched too. Only what is needed of Protocol Buffers is
+understood; whatever is not well-formed is refused.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from edgert.errors import ArtifactError
 
 # TensorProto.DataType, onnx.proto3.
-_DTYPES = {
+_DTYPES: dict[int, np.dtype[Any]] = {
     1: np.dtype(np.float32),
     2: np.dtype(np.uint8),
     3: np.dtype(np.int8),
@@ -131,8 +131,8 @@ def index(model: bytes | bytearray | memoryview) -> dict[str, Tensor]:
     Raises:
         ArtifactError: not a well-formed model, an initializer without raw_data, or a name that occurs twice.
     Source:
-        protobuf.dev/programming-guides/encoding; onnx/onnx.proto3 (field numbers). Every byte is read once per level at most,
-        and levels are bounded, so the time is linear in the size.
+        protobuf.dev/programming-guides/encoding; onnx/onnx.proto3 (field numbers). Every byte is read once per level
+        at most, and levels are bounded, so the time is linear in the size.
     """
     data = memoryview(model).cast("B")
     if len(data) >= _BYTES_MAX:

@@ -1,12 +1,13 @@
 """The int8 form of a network: one scheme for the exporter, for re-quantizing on the board and for the numpy runtime.
 
 Activations are uint8 with one scale and zero point a tensor; where a ReLU follows, the zero point is 0 and the unsigned
-range's lower end is the ReLU. Weights are int8, symmetric, one scale an output channel; biases are int32 in units of input scale
-times weight scale. Output layers stay in float: their int32 sums are scaled, not rounded.
+range's lower end is the ReLU. Weights are int8, symmetric, one scale an output channel; biases are int32 in units of
+input scale times weight scale. Output layers stay in float: their int32 sums are scaled, not rounded.
 
-Tensors are named after their layer: `<layer>.w`, `.w.scale`, `.b`, `.b.scale`, `.x.scale`, `.x.zp` (its input) and `.y.scale`,
-`.y.zp` (its output, absent in output layers). Every layer owns a copy of its input's scale, so that a branch of the ONNX graph
-needs nothing from the graph round it. Shapes are those of the ONNX graph: convolutions (out, in, row, column), dense (in, out).
+Tensors are named after their layer: `<layer>.w`, `.w.scale`, `.b`, `.b.scale`, `.x.scale`, `.x.zp` (its input) and
+`.y.scale`, `.y.zp` (its output, absent in output layers). Every layer owns a copy of its input's scale, so that a
+branch of the ONNX graph needs nothing from the graph round it. Shapes are those of the ONNX graph: convolutions (out,
+in, row, column), dense (in, out).
 """
 
 from __future__ import annotations
@@ -149,12 +150,13 @@ def calibrate(params: Params, obs: U8, *, batch: int = 256) -> Ranges:
         batch: observations at a time; bounds the memory.
 
     Returns:
-        Name of each layer with weights, output layers excepted -> (smallest, largest) value, after its ReLU if one follows.
+        Name of each layer with weights, output layers excepted -> (smallest, largest) value, after its ReLU if one
+        follows.
 
     Raises:
         UsageError: no observations, or of the wrong shape or dtype.
     Source:
-        min/max calibration: Nagel et al. 2021 (arXiv 2106.08295) section 3.1; on the small nets here it lost less than percentiles.
+        min/max calibration: Nagel et al. 2021 (arXiv 2106.08295) section 3.1.
     """
     spec = params.spec
     if obs.dtype != np.uint8 or obs.shape[1:] != tuple(spec.input_shape) or not len(obs):
@@ -212,8 +214,9 @@ def quantize(params: Params, ranges: Mapping[str, tuple[float, float]]) -> dict[
     Raises:
         ArtifactError: a parameter or a range is not finite, or a range is missing.
     Source:
-        Jacob et al. 2018 (arXiv 1712.05877) equations 1-7; one weight scale a channel: Krishnamoorthi 2018 (arXiv 1806.08342)
-        section 3.1; the weight scale raised where the int32 bias would overflow: ours, an idle channel with a bias needs it.
+        Jacob et al. 2018 (arXiv 1712.05877) equations 1-7; one weight scale a channel: Krishnamoorthi 2018 (arXiv
+        1806.08342) section 3.1; the weight scale raised where the int32 bias would overflow: ours, an idle channel
+        with a bias needs it.
     """
     if not np.isfinite(params.flat).all():
         bad = [name for name, view in params.views.items() if not np.isfinite(view).all()]
@@ -301,8 +304,9 @@ class IntNet:
         matrix = stored.transpose(2, 3, 1, 0).reshape(rows, columns) if isinstance(layer, Conv) else stored
         bias = tensors[f"{name}.b"].astype(np.float64)
         exact = np.float32 if (np.abs(matrix).sum(0) * 255 + np.abs(bias)).max() < 2**24 else np.float64
-        weight, bias = np.ascontiguousarray(matrix, exact), bias.astype(exact)
-        # The order of these float32 products is onnxruntime's: another order differs in the last bit and rounds otherwise.
+        weight: npt.NDArray[Any] = np.ascontiguousarray(matrix, exact)
+        bias = bias.astype(exact)
+        # The order of these float32 products is onnxruntime's: another differs in the last bit and rounds otherwise.
         scale = tensors[f"{name}.x.scale"] * tensors[f"{name}.w.scale"]
         if not step.is_output:
             scale = (scale / tensors[f"{name}.y.scale"]).astype(np.float32)
@@ -311,14 +315,14 @@ class IntNet:
 
         def run(x: U8) -> U8 | F32:
             batch = len(x)
-            values = x if x_zero == 0 else x.astype(np.float32) - x_zero
+            values: npt.NDArray[Any] = x if x_zero == 0 else x.astype(np.float32) - x_zero
             if isinstance(layer, Conv):
                 values = kernels.im2col(
                     np.ascontiguousarray(values).reshape(batch, *in_shape), layer.kernel, layer.stride, layer.padding
                 )
-            sums = values.reshape(-1, rows).astype(exact, copy=False) @ weight
+            sums: npt.NDArray[Any] = values.reshape(-1, rows).astype(exact, copy=False) @ weight
             sums += bias
-            y = sums.astype(np.float32, copy=False)
+            y: F32 = sums.astype(np.float32, copy=False)
             y *= scale
             if step.is_output:
                 return y
@@ -391,7 +395,8 @@ def forward(spec: NetSpec, tensors: Tensors, obs: U8) -> dict[int, F32]:
         ArtifactError: tensors that do not fit the spec.
         UsageError: wrong shape or dtype of the observations.
     Source:
-        ONNX operator specification, QLinearConv (saturate(round(sum * x_scale * w_scale / y_scale) + y_zero_point), half to even).
+        ONNX operator specification, QLinearConv (saturate(round(sum * x_scale * w_scale / y_scale) + y_zero_point),
+        half to even).
     """
     if obs.dtype != np.uint8 or obs.shape[1:] != tuple(spec.input_shape):
         raise UsageError(

@@ -1,10 +1,12 @@
-"""Turn a training run into a bundle: `python -m tools.export --run runs/breakout-student --task breakout --out models/breakout.edgert`.
+"""Turn a training run into a bundle.
+
+`python -m tools.export --run runs/breakout-student --task breakout --out models/breakout.edgert`
 
 The graph: one ONNX model, exits as nested `If`. Each branch owns its initializers (in the outer graph they would not be
-prepacked, 3-4 times slower), and observations and the tensors between stages are uint8 in NHWC, which is how onnxruntime's integer
-kernels want them: the transposes written here to satisfy ONNX's NCHW all cancel, and dense weights keep their row order.
-Inputs: `obs` uint8 (1, H, W, C); `threshold` float32 (n_exits - 1,), logits (absent with one exit). Outputs: `head` float32
-(1, n_actions + 1); `exit` int64 (1,).
+prepacked, 3-4 times slower). Observations and the tensors between stages are uint8 in NHWC, which is how onnxruntime's
+integer kernels want them: the transposes written here to satisfy ONNX's NCHW all cancel, and dense weights keep their
+row order. Inputs: `obs` uint8 (1, H, W, C); `threshold` float32 (n_exits - 1,), logits (absent with one exit). Outputs:
+`head` float32 (1, n_actions + 1); `exit` int64 (1,).
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from edgert import bundle, quant
 from edgert.nets import U8, Conv, Dense, MaxPool, NetSpec, Params, Placed, Relu, forward, macs, stages
 from edgert.policy import artifact
 from edgert.policy.exits import effective_thresholds, fit_threshold
-from tools.episodes import make, play, to_obs
+from tools.episodes import Chooser, make, play, to_obs
 from tools.nets import NETS
 from tools.train import commit
 
@@ -48,7 +50,7 @@ class _Graph:
         self.nodes.append(helper.make_node(op, list(inputs), [output], name=output, **attributes))
         return output
 
-    def constant(self, name: str, value: npt.ArrayLike) -> str:
+    def constant(self, name: str, value: Any) -> str:
         self.initializers.append(numpy_helper.from_array(np.asarray(value), name))
         return name
 
@@ -208,7 +210,8 @@ def build(spec: NetSpec, tensors: quant.Tensors, exits: Exits = "if") -> bytes:
     Args:
         spec: the network.
         tensors: of `quant.quantize`.
-        exits: `if` decides inside; `last` is the full network alone; `all` gives `head.0`, `head.1`, ... (the latter two to measure against).
+        exits: `if` decides inside; `last` is the full network alone; `all` gives `head.0`, `head.1`, ... (the latter
+            two to measure against).
 
     Returns:
         A serialized ModelProto.
@@ -228,7 +231,7 @@ def watch(params: Params, env: str, *, episodes: int, wanted: int, seed: int) ->
 
     def choose(obs: U8) -> npt.NDArray[np.integer]:
         seen.append(obs.copy())
-        return forward(params, obs, exits=(last,))[last][:, :-1].argmax(1)
+        return np.asarray(forward(params, obs, exits=(last,))[last][:, :-1].argmax(1))
 
     play(choose, env, episodes, seed=seed, max_steps=2_000)
     everything = np.concatenate(seen)
@@ -338,10 +341,13 @@ def main(argv: list[str] | None = None) -> int:
             every = np.stack([heads[k][:, :-1].argmax(1) for k in range(spec.n_exits)], 1)
             return every[np.arange(len(obs)), taken(heads, thresholds)]
 
-        choosers = {
+        def always(k: int) -> Chooser:
+            return lambda obs: np.asarray(net.heads(obs, k)[k][:, :-1].argmax(1))
+
+        choosers: dict[str, Chooser] = {
             "float, last exit": lambda obs: forward(params, obs, exits=(last,))[last][:, :-1].argmax(1),
             "int8, with thresholds": decide,
-            **{f"int8, exit {k}": lambda obs, k=k: net.heads(obs, k)[k][:, :-1].argmax(1) for k in range(spec.n_exits)},
+            **{f"int8, exit {k}": always(k) for k in range(spec.n_exits)},
         }
         scores = {name: _score(play(choose, run["env"], args.episodes, seed=seed)) for name, choose in choosers.items()}
 
@@ -379,11 +385,11 @@ def main(argv: list[str] | None = None) -> int:
         args.out.with_suffix(".float.onnx").write_bytes(build_float(params))
 
     print("exit       MACs  threshold  share  agrees: taken  always  int8=float  max head error")
-    for row in rows:
-        row = {key: "-" if value is None else value for key, value in row.items()}
+    for row in ({key: "-" if value is None else value for key, value in row.items()} for row in rows):
         print(
-            f"{row['exit']:>4} {row['macs']:>10} {row['threshold']:>10} {row['share']:>6} {row['agrees_when_taken']:>14} "
-            f"{row['agrees_always']:>7} {row['int8_is_float']:>11} {row['max_head_error']:>15}"
+            f"{row['exit']:>4} {row['macs']:>10} {row['threshold']:>10} {row['share']:>6} "
+            f"{row['agrees_when_taken']:>14} {row['agrees_always']:>7} {row['int8_is_float']:>11} "
+            f"{row['max_head_error']:>15}"
         )
     print(f"mean MACs with thresholds: {np.array(macs(spec))[exit_of].mean():.0f}")
     for name, score in scores.items():

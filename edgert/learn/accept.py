@@ -19,14 +19,15 @@ class Limits(msgspec.Struct, frozen=True):
     Attributes:
         min_held_out: held-out observations it takes to judge at all.
         min_taught: taught ones among them, to judge by the teacher rather than by temporal difference.
-        min_int8_agreement: share of observations where the int8 network acts as the float one it was made from.
+        rounding_regret_frac: what rounding to int8 may give away, by the float network's own judgement, as a share of the
+            mean spread of its Q-values. Agreement of actions would refuse harmless choices between near equals.
         regret_slack_sem: standard errors of the paired difference that chance may add to the mean regret.
         td_slack_frac: how much the mean absolute TD error may grow when no teacher can judge.
     """
 
     min_held_out: int = 50
     min_taught: int = 30
-    min_int8_agreement: float = 0.9
+    rounding_regret_frac: float = 0.05
     regret_slack_sem: float = 1.0
     td_slack_frac: float = 0.1
 
@@ -38,7 +39,8 @@ class Evidence(NamedTuple):
         acting: (n,) actions of the network that acts, int8, exits as on the board.
         candidate: (n,) actions of the candidate, int8, exits as on the board.
         candidate_float: (n,) actions of the candidate's float network through the same exits.
-        candidate_head: (n, n_actions + 1) float32 outputs of the candidate's last exit.
+        candidate_head: (n, n_actions + 1) float32 outputs of the candidate's last exit, int8.
+        float_q: (n, n_actions) float32 Q-values of the candidate's float network at its last exit.
         teacher_q: (n, n_actions) float32; anything where not taught.
         taught: (n,) bool.
         acting_td: (n,) absolute TD errors of the acting network.
@@ -49,6 +51,7 @@ class Evidence(NamedTuple):
     candidate: Actions
     candidate_float: Actions
     candidate_head: F32
+    float_q: F32
     teacher_q: F32
     taught: npt.NDArray[np.bool_]
     acting_td: F32
@@ -107,9 +110,12 @@ def judge(evidence: Evidence, limits: Limits) -> Verdict:
     detail = {"held_out": float(n), "taught": float(taught)}
     if not n:
         return Verdict(checks, detail)
-    agreement = float((evidence.candidate == evidence.candidate_float).mean())
-    checks["int8-agrees"] = agreement >= limits.min_int8_agreement
-    detail["int8_agreement"] = agreement
+    q = evidence.float_q
+    lost = float(regret(q, evidence.candidate).mean() - regret(q, evidence.candidate_float).mean())
+    allowed = limits.rounding_regret_frac * float((q.max(1) - q.min(1)).mean())
+    checks["rounding"] = lost <= allowed
+    detail |= {"rounding_regret": lost, "rounding_allowed": allowed}
+    detail["int8_agreement"] = float((evidence.candidate == evidence.candidate_float).mean())
     detail["changed"] = float((evidence.candidate != evidence.acting).mean())
     if taught >= limits.min_taught:
         teacher_q = evidence.teacher_q[evidence.taught]

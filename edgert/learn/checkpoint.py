@@ -32,7 +32,7 @@ def pack(learner: Learner, replay: Replay, rng: np.random.Generator, *, schema: 
         ours: one generation holds weights, optimiser, chance, cursor and counters, because a resume that lacks one of
         them silently trains something else.
     """
-    seq, q = replay.taught()
+    seq, _, q = replay.taught()
     return cbor2.dumps(
         {
             "format": FORMAT,

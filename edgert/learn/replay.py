@@ -106,10 +106,10 @@ class Replay:
         self._teacher_q[slot], self._taught[slot] = q, True
         return True
 
-    def taught(self) -> tuple[Ints, F32]:
-        """All knowledge held: ((n,) sequence numbers, (n, n_actions) float32), by slot."""
+    def taught(self) -> tuple[Ints, U8, F32]:
+        """All knowledge held: (n,) sequence numbers, (n, H, W, C) observations, (n, n_actions) Q-values, by slot."""
         slots = np.flatnonzero(self._taught)
-        return self._seq[slots], self._teacher_q[slots]
+        return self._seq[slots], self._obs[slots], self._teacher_q[slots]
 
     def __len__(self) -> int:
         """Transitions that can be trained on now."""

@@ -1,7 +1,7 @@
 """When an early exit answers: confidences, thresholds, and what the budget and the deadline make of them.
 
-A threshold is the confidence, 0..1, from which on an exit is believed; 0 always believes it, 1 never. The networks speak
-in logits, so that is what runtimes compare.
+A threshold is the confidence, 0..1, from which on an exit is believed; 0 always believes it, 1 never. The networks
+speak in logits, so that is what runtimes compare.
 """
 
 from __future__ import annotations
@@ -150,7 +150,8 @@ def fit_threshold(logits: F32, agrees: npt.NDArray[np.bool_], wanted: float = 0.
     Raises:
         UsageError: shapes differ.
     Source:
-        ours: selective classification's risk-coverage choice (Geifman & El-Yaniv 2017, arXiv 1705.08500) without its bound.
+        ours: selective classification's risk-coverage choice (Geifman & El-Yaniv 2017, arXiv 1705.08500) without its
+            bound.
     """
     if logits.shape != agrees.shape or logits.ndim != 1:
         raise UsageError(f"one verdict a logit is needed, not {agrees.shape} for {logits.shape}")

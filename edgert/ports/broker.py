@@ -149,13 +149,12 @@ class Broker:
                 )
         except OSError as error:
             raise LinkError(f"cannot start {command[0]}: {error}") from error
-        if not _until(lambda: self._child is None or self._child.poll() is not None or _accepts(self.port), 15.0) or (
-            self._child.poll() is not None
-        ):
+        child = self._child
+        _until(lambda: child.poll() is not None or _accepts(self.port), 15.0)
+        if child.poll() is not None or not _accepts(self.port):
             self.kill()
-            with contextlib.suppress(OSError):
-                raise LinkError(f"{self.kind} did not start on port {self.port}: {log.read_text()[-400:].strip()}")
-            raise LinkError(f"{self.kind} did not start on port {self.port}")
+            said = log.read_text(errors="replace")[-400:].strip()
+            raise LinkError(f"{self.kind} did not start on port {self.port}: {said}")
 
     def kill(self) -> None:
         """End it with SIGKILL, as a power cut would."""

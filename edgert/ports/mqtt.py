@@ -279,6 +279,8 @@ class Mqtt:
         if self._thread.is_alive():
             self._thread.join(flush_s + 2.0)
         if not self._thread.is_alive():
+            if self._client is not None:
+                _abandon(self._client)
             for end in (self._wake_r, self._wake_w, self._inbox):
                 end.close()
 
@@ -487,6 +489,7 @@ class Mqtt:
         client, self._client = self._client, None
         if client is not None:
             if self._goodbye and client.is_connected():
+                self._work(client)
                 client.disconnect()
             _abandon(client)
         self._forget()

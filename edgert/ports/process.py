@@ -5,6 +5,7 @@ Numpy-free: the supervisor uses it too.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 import signal
@@ -59,7 +60,7 @@ class Layout:
         self.checkpoints = state / "checkpoints"
 
     def lock(self, role: str) -> Path:
-        """The file that keeps a role from running twice."""
+        """The file that keeps a role from running twice, and names the process that holds it."""
         return self.run / f"{role}.lock"
 
     def make(self) -> None:
@@ -79,6 +80,18 @@ class Layout:
                 raise ConfigError(
                     f"{folder}: not writable by uid {os.getuid()}; set device.run_dir and device.state_dir accordingly"
                 )
+
+
+def lock_holder(path: Path) -> int | None:
+    """The process that holds a role's lock (`ipc.single_instance`), or None when nobody does."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return int(path.read_bytes() or 0) or None
+    except (OSError, ValueError):
+        return None
+    return None
 
 
 def usage() -> tuple[float, int]:

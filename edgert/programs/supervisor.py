@@ -30,7 +30,7 @@ from edgert.ports.board import Board, open_board
 from edgert.ports.link import LinkDown, LinkUp, Received, parse_url
 from edgert.ports.mqtt import Mqtt
 from edgert.ports.notify import Notifier
-from edgert.ports.process import Layout, Stopping, load_config, usage
+from edgert.ports.process import Layout, Stopping, load_config, lock_holder, usage
 from edgert.ports.spool import Spool
 from edgert.ports.store import write_atomic
 from edgert.values import Hello, Reading, Role, StatusReply, StatusRequest, Stop, Swap
@@ -70,6 +70,7 @@ class Supervisor:
         self.listener = ipc.listen(layout.control)
         self.channels: dict[ipc.Channel, Role | None] = {}
         self.processes: dict[Role, subprocess.Popen[bytes]] = {}
+        self.watched: dict[int, tuple[Role, int]] = {}  # pidfd -> role and pid, ours or adopted
         now_s = time.monotonic()
         self.world = control.open_world(
             config,
@@ -86,12 +87,11 @@ class Supervisor:
         self.selector = selectors.DefaultSelector()
         self.selector.register(self.listener, selectors.EVENT_READ)
         self.selector.register(self.mqtt, selectors.EVENT_READ)
-        self.wake_r, wake_w = os.pipe()
-        os.set_blocking(wake_w, False)
-        os.set_blocking(self.wake_r, False)
-        signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        self.selector.register(self.wake_r, selectors.EVENT_READ)
+        for role in self.world.children:
+            pid = lock_holder(layout.lock(role))
+            if pid is not None:
+                log.info("the %s of a predecessor is still at work, pid %d", role, pid)
+                self._watch(role, pid)
         if self.spool.fault:
             self._record("spool-broken", {"why": self.spool.fault})
 
@@ -152,7 +152,6 @@ class Supervisor:
             ready = self.selector.select(max(0.0, wake_s - time.monotonic()))
             for key, _ in ready:
                 self._hear(key.fileobj)
-            self._reap()
             self._flush()
             self.inputs.append(control.Tick())
             if not self.mqtt.healthy():
@@ -250,8 +249,8 @@ class Supervisor:
             self._hear_broker()
         elif isinstance(source, ipc.Channel):
             self._hear_channel(source)
-        else:
-            os.read(self.wake_r, 4096)
+        elif isinstance(source, int):
+            self._bury(source)
 
     def _hear_broker(self) -> None:
         for event in self.mqtt.events():
@@ -274,24 +273,37 @@ class Supervisor:
                 case StatusRequest():
                     channel.send(StatusReply({**control.status(self.world, time.monotonic()), **self._own_cost()}))
                 case _:
-                    role = self.channels.get(channel)
-                    if role is not None and role != "client":
-                        self.inputs.append(control.Heard(role, told))
+                    speaker = self.channels.get(channel)
+                    if speaker is not None and speaker != "client":
+                        self.inputs.append(control.Heard(speaker, told))
         if channel.closed:
             self._forget(channel)
 
     def _forget(self, channel: ipc.Channel) -> None:
-        role = self.channels.pop(channel, None)
+        del self.channels[channel]
         self.selector.unregister(channel)
-        adopted = role in self.world.children and role not in self.processes
-        if role is not None and adopted and role not in self.channels.values():
-            self.inputs.append(control.Exited(role, None))
 
     def _flush(self) -> None:
         for channel in list(self.channels):
             channel.flush()
-            if channel.closed:
-                self._forget(channel)
+
+    def _watch(self, role: Role, pid: int) -> None:
+        """Learn of a process's end whether or not it is our child."""
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            self.inputs.append(control.Exited(role, None))
+            return
+        self.watched[pidfd] = role, pid
+        self.selector.register(pidfd, selectors.EVENT_READ)
+        self.inputs.append(control.Spawned(role, pid))
+
+    def _bury(self, pidfd: int) -> None:
+        role, _ = self.watched.pop(pidfd)
+        self.selector.unregister(pidfd)
+        os.close(pidfd)
+        process = self.processes.pop(role, None)
+        self.inputs.append(control.Exited(role, None if process is None else process.wait()))
 
     def _start(self, role: Role) -> None:
         if role == "world":
@@ -304,18 +316,10 @@ class Supervisor:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=False)
         except OSError as error:
             self._record("start-failed", {"role": role, "why": str(error)})
-            self.inputs.append(control.Exited(role, None))
+            self.inputs += [control.Spawned(role, 0), control.Exited(role, None)]
             return
         self.processes[role] = process
-        self.inputs.append(control.Spawned(role, process.pid))
-
-    def _reap(self) -> None:
-        for role, process in list(self.processes.items()):
-            if process.poll() is not None:
-                del self.processes[role]
-                # One that found its predecessor still at work leaves at once; that one says hello by itself.
-                if role not in self.channels.values():
-                    self.inputs.append(control.Exited(role, process.returncode))
+        self._watch(role, process.pid)
 
     @staticmethod
     def _signal(pid: int, number: signal.Signals) -> None:
@@ -325,23 +329,18 @@ class Supervisor:
             log.info("pid %d is gone already", pid)
 
     def _stop(self) -> int:
-        """Stop the children, the actor first: it leaves the plant in its safe action."""
+        """Stop the children: actor and trainer are asked, so that one leaves the plant safe and the other a checkpoint."""
         self.notifier.stopping()
         for channel, role in self.channels.items():
             if role in ("actor", "trainer"):
                 channel.send(Stop())
-        pids = {child.pid for child in self.world.children.values() if child.pid}
         deadline_s = time.monotonic() + STOP_S
-        world = self.processes.pop("world", None)
-        while self.processes and time.monotonic() < deadline_s:
+        while any(role != "world" for role, _ in self.watched.values()) and time.monotonic() < deadline_s:
             self._flush()
-            for role, process in list(self.processes.items()):
-                if process.poll() is not None:
-                    del self.processes[role]
-            time.sleep(0.02)
-        for process in (*self.processes.values(), *([world] if world else [])):
-            process.terminate()
-            pids.discard(process.pid)
+            for key, _ in self.selector.select(0.1):
+                self._hear(key.fileobj)
+        for _, pid in self.watched.values():
+            self._signal(pid, signal.SIGTERM)
         self.mqtt.close()
         self.spool.close()
         return 0

@@ -16,6 +16,7 @@ import hashlib
 import logging
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,7 @@ from edgert.values import Answer, Ask, Budget, Candidate, Happened, Stop, Told, 
 
 PAUSE_S = 0.02
 READ_AT_ONCE = 2000
-PROBE = 256
+PROBE = 512
 MIN_PROBE = 32
 KEEP_NETWORKS = 3
 STEPS_AT_ONCE = 8
@@ -57,7 +58,7 @@ def actions(heads: dict[int, F32], threshold_logits: F32) -> npt.NDArray[np.inte
     for k in range(last - 1, -1, -1):
         sure = heads[k][:, -1] >= threshold_logits[k]
         chosen[sure] = heads[k][sure, :-1].argmax(1)
-    return chosen
+    return np.asarray(chosen)
 
 
 def every_exit(net: quant.IntNet, obs: U8) -> dict[int, F32]:
@@ -67,6 +68,13 @@ def every_exit(net: quant.IntNet, obs: U8) -> dict[int, F32]:
         x = net.trunk(k, x)
         heads[k] = net.head(k, x)
     return heads
+
+
+def fit_thresholds(heads: dict[int, F32]) -> tuple[float, ...]:
+    """Per exit but the last, the confidence from which on it agrees with the full network often enough."""
+    last = len(heads) - 1
+    best = heads[last][:, :-1].argmax(1)
+    return tuple(exits.fit_threshold(heads[k][:, -1], heads[k][:, :-1].argmax(1) == best) for k in range(last))
 
 
 class Trainer:
@@ -107,7 +115,7 @@ class Trainer:
         self.parent = Parent(layout.control, "trainer")
         self.budget = Budget(max_exit=spec.n_exits - 1, train_steps_hz=0.0, teacher_bytes_per_s=0.0)
         self.task = config.teacher.task or policy.manifest.task
-        self.thresholds = list(config.policy.thresholds or policy.manifest.thresholds)
+        self.thresholds: Sequence[float] = config.policy.thresholds or policy.manifest.thresholds
         # Drawn, so that an answer to a question of a predecessor that was killed matches none of ours.
         self.next_ask_id = int.from_bytes(os.urandom(6), "big") << 8
         self.counters: dict[str, int] = {
@@ -134,6 +142,9 @@ class Trainer:
             checkpoint = Checkpoint(payload, schema=self.schema)
             self.read_ring(up_to=checkpoint.newest_seq)
             taught = checkpoint.restore(self.learner, self.replay, self.rng)
+            _, known, q = self.replay.taught()
+            for obs, row in zip(known, q, strict=True):
+                self._teach(self.student.remember(obs, row))
         except ArtifactError as error:
             self._fault("checkpoint-refused")
             log.warning("checkpoint %d: %s", number, error)
@@ -141,7 +152,8 @@ class Trainer:
         self.counters |= checkpoint.counters | {"checkpoint": number}
         newest = self._network_path(self.counters["generation"])
         if newest.exists():
-            self.acting = quant.IntNet(self.spec, artifact.load(newest.read_bytes()).tensors)
+            policy = artifact.load(newest.read_bytes())
+            self.acting, self.thresholds = quant.IntNet(self.spec, policy.tensors), policy.manifest.thresholds
         log.info("resumed at step %d with %d transitions, %d taught", checkpoint.steps, len(self.replay), taught)
 
     def run(self, stopping: Stopping) -> int:
@@ -181,6 +193,7 @@ class Trainer:
                 self._fault("ring-replaced")
             self.ring_opened = self.reader.opened
             self.replay = Replay(self.config.learn.ring_transitions, self.spec.input_shape, self.spec.n_actions)
+            self.student.forget_transitions()
         if not newest or self.reader.obs_shape != self.spec.input_shape:
             return
         first = max(self.replay.newest_seq + 1, newest - self.replay.capacity + 1, 1)
@@ -202,8 +215,7 @@ class Trainer:
             self.counters["transitions"] += len(records)
             if len(records) and self.config.teacher.enabled:
                 for seq, row, unsure in zip(records.seq, records.obs, self._uncertainty(records.obs), strict=True):
-                    for joined, q in self.student.saw(int(seq), row, float(unsure)):
-                        self.replay.teach(joined, q)
+                    self._teach(self.student.saw(int(seq), row, float(unsure)))
 
     def _uncertainty(self, obs: U8) -> F32:
         """How close the two best actions are: 0 (sure) to 1 (a tie). (n,) float32."""
@@ -252,8 +264,11 @@ class Trainer:
             self._fault("answer-malformed")
             log.warning("answer %d: %s", ask_id, error)
             return
-        for seq, row in self.student.answer(ask_id, q, len(payload), now_s):
-            self.replay.teach(seq, row)
+        self._teach(self.student.answer(ask_id, q, len(payload), now_s))
+
+    def _teach(self, joined: list[tuple[int, F32]]) -> None:
+        for seq, q in joined:
+            self.replay.teach(seq, q)
 
     def _train(self, elapsed_s: float) -> None:
         """Take the gradient steps that the elapsed time has earned; what cannot be done in time is forgiven, not hoarded."""
@@ -295,52 +310,52 @@ class Trainer:
         if len(probe.obs) < MIN_PROBE:
             return
         self.counters["candidates"] += 1
+        # Thresholds are fitted on one half of what was held out and judged on the other.
+        fit, check = (Batch._make(column[start::2] for column in probe) for start in (0, 1))
         params = self.learner.params
         try:
             ranges = quant.calibrate(params, probe.obs)
             candidate = quant.IntNet(self.spec, quant.quantize(params, ranges))
-            verdict = self._judge(candidate, probe)
+            thresholds = self.config.policy.thresholds or fit_thresholds(every_exit(candidate, fit.obs))
+            verdict = self._judge(candidate, thresholds, check)
+            path = sha256 = ""
             if verdict.accepted:
-                trained = {
-                    "device": self.config.device.id,
-                    "steps": self.learner.steps,
-                    "taught": int(probe.taught.sum()),
-                }
-                data = artifact.derive(
-                    self.policy,
-                    params,
-                    ranges,
-                    created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                    provenance={
-                        "parent": self.policy.manifest.name,
-                        "trained_on_device": trained,
-                        "gate": verdict.detail,
-                    },
-                )
-                path, sha256 = self._store(data)
-                self.acting = candidate
-            else:
-                path = sha256 = ""
+                path, sha256 = self._store(self._bundle(ranges, thresholds, verdict))
+                self.acting, self.thresholds = candidate, thresholds
         except (ArtifactError, StoreError) as error:
             self._fault("candidate-not-made")
             log.error("%s", error)
             return
-        log.info("generation %d %s: %s", self.counters["generation"], "accepted" if path else "refused", verdict)
+        log.info("candidate %d %s: %s", self.counters["candidates"], "accepted" if path else "refused", verdict)
         self.parent.send(Candidate(self.counters["generation"], path, sha256, verdict.checks, verdict.detail))
 
-    def _judge(self, candidate: quant.IntNet, probe: Batch) -> Verdict:
-        logits = exits.effective_thresholds(self.thresholds, self.spec.n_exits - 1)
-        last = self.spec.n_exits - 1
+    def _bundle(self, ranges: quant.Ranges, thresholds: Sequence[float], verdict: Verdict) -> bytes:
+        taught, _, _ = self.replay.taught()
+        trained = {"device": self.config.device.id, "steps": self.learner.steps, "taught": len(taught)}
+        return artifact.derive(
+            self.policy,
+            self.learner.params,
+            ranges,
+            created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            provenance={"parent": self.policy.manifest.name, "trained_on_device": trained, "gate": verdict.detail},
+            thresholds=thresholds,
+        )
+
+    def _judge(self, candidate: quant.IntNet, thresholds: Sequence[float], probe: Batch) -> Verdict:
+        """Candidate and acting network, each through its own exits, on observations neither was trained on here."""
+        last, n_actions = self.spec.n_exits - 1, self.spec.n_actions
+        now, then = exits.effective_thresholds(thresholds, last), exits.effective_thresholds(self.thresholds, last)
         acting, offered = every_exit(self.acting, probe.obs), every_exit(candidate, probe.obs)
         in_float = forward(self.learner.params, probe.obs)
         y = td_targets(self.learner.params, self.learner.target, probe, self.hyper.gamma)
         rows = np.arange(len(y))
         return judge(
             Evidence(
-                acting=actions(acting, logits),
-                candidate=actions(offered, logits),
-                candidate_float=actions(in_float, logits),
+                acting=actions(acting, then),
+                candidate=actions(offered, now),
+                candidate_float=actions(in_float, now),
                 candidate_head=offered[last],
+                float_q=in_float[last][:, :n_actions],
                 teacher_q=probe.teacher_q,
                 taught=probe.taught,
                 acting_td=np.abs(acting[last][rows, probe.action] - y),
@@ -382,7 +397,7 @@ class Trainer:
             accepted=self.counters["accepted"],
             generation=self.counters["generation"],
             checkpoint=self.counters["checkpoint"],
-            faults=dict(self.faults),
+            faults={**self.faults, **self.student.faults},
             cpu_s=cpu_s,
             rss_bytes=rss_bytes,
         )

@@ -55,7 +55,7 @@ def assert_as_appended(records: ring.Records) -> None:
 def test_what_is_read_is_what_was_written_last(
     tmp_path_factory: pytest.TempPathFactory, capacity: int, steps: list[int], first: int, count: int
 ) -> None:
-    """Appends in bursts, reopening the writer at -1, and reads any range: the newest `capacity` come back, no others."""
+    """Appends in bursts, reopening the writer at -1, and reads any range: the newest `capacity` come back, alone."""
     path = tmp_path_factory.mktemp("ring") / "r"
     writer = RingWriter(path, SHAPE, capacity, "test")
     reader = RingReader(path)
@@ -212,25 +212,27 @@ def test_kill_9_of_the_writer_never_shows_a_torn_record(tmp_path: Path) -> None:
     for _ in range(12):
         child = subprocess.Popen([sys.executable, "-c", APPEND_FOR_EVER, path], stdout=subprocess.PIPE, text=True)
         assert child.stdout is not None
-        resumed_at = int(child.stdout.readline())
-        # The hint may lag by the record that was whole when the kill came.
-        assert newest <= resumed_at <= newest + 1
-        until_s = time.monotonic() + rng.uniform(0.0, 0.03)
-        while True:
-            records = reader.read(reader.newest_seq() - 49, 1 << 60)
-            n = records.seq.astype(np.int64)
-            seen += len(n)
-            assert np.all(np.diff(n) >= 1)
-            np.testing.assert_array_equal(records.episode, n // 9)
-            np.testing.assert_array_equal(records.action, n % 6)
-            np.testing.assert_array_equal(records.reward, n % 7)
-            np.testing.assert_array_equal(records.flags, n % 16)
-            assert np.all(records.obs.reshape(len(n), -1) == (n % 251)[:, None])
-            if time.monotonic() > until_s:
-                break
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-        child.stdout.close()
+        try:
+            resumed_at = int(child.stdout.readline())
+            # The hint may lag by the record that was whole when the kill came.
+            assert newest <= resumed_at <= newest + 1
+            until_s = time.monotonic() + rng.uniform(0.0, 0.03)
+            while True:
+                records = reader.read(reader.newest_seq() - 49, 1 << 60)
+                n = records.seq.astype(np.int64)
+                seen += len(n)
+                assert np.all(np.diff(n) >= 1)
+                np.testing.assert_array_equal(records.episode, n // 9)
+                np.testing.assert_array_equal(records.action, n % 6)
+                np.testing.assert_array_equal(records.reward, n % 7)
+                np.testing.assert_array_equal(records.flags, n % 16)
+                assert np.all(records.obs.reshape(len(n), 400) == (n % 251)[:, None])
+                if time.monotonic() > until_s:
+                    break
+        finally:
+            child.send_signal(signal.SIGKILL)
+            child.wait()
+            child.stdout.close()
         newest = reader.newest_seq()
         assert newest >= resumed_at
         # At most the one record that was being written is lost.

@@ -78,8 +78,8 @@ def verify(runtime: Runtime, policy: Policy) -> float:
         The largest difference found.
 
     Raises:
-        ArtifactError: the wrong exit answered, an answer is not finite, differs by more than the manifest allows, or prefers
-            another action although the best two golden values are further apart than that.
+        ArtifactError: the wrong exit answered, an answer is not finite, differs by more than the manifest allows, or
+            prefers another action although the best two golden values are further apart than that.
     """
     never, n_exits, bound = (
         [1.0] * (policy.spec.n_exits - 1),

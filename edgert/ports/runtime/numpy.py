@@ -1,4 +1,4 @@
-"""The numpy runtime: no dependency beyond numpy, the same integers as onnxruntime, some three times its time on small nets."""
+"""The numpy runtime: nothing but numpy, the same integers as onnxruntime, some three times its time on small nets."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """The onnxruntime runtime: the only file that imports onnxruntime.
 
-Inputs and outputs are bound once to numpy memory (`OrtValue.ortvalue_from_numpy` is backed by the array's own buffer on the CPU), so a
+Inputs and outputs are bound once to numpy memory (`OrtValue.ortvalue_from_numpy` is backed by the array's own buffer
+on the CPU), so a
 call copies the observation in, runs, and copies the head out: about 2 us less than `session.run` with a dictionary.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnxruntime as ort
 
 from edgert.errors import ArtifactError, UsageError
@@ -58,10 +60,10 @@ class OnnxRuntime:
         self._head = np.zeros((1, spec.n_actions + 1), np.float32)
         self._exit = np.zeros(1, np.int64)
         self._session = session(policy.onnx)
-        inputs = {"obs": self._obs}
+        inputs: dict[str, npt.NDArray[Any]] = {"obs": self._obs}
         if spec.n_exits > 1:
             inputs["threshold"] = self._thresholds
-        outputs = {"head": self._head, "exit": self._exit}
+        outputs: dict[str, npt.NDArray[Any]] = {"head": self._head, "exit": self._exit}
         for said, wanted in ((self._session.get_inputs(), inputs), (self._session.get_outputs(), outputs)):
             found = {node.name: tuple(node.shape) for node in said}
             if found != {name: array.shape for name, array in wanted.items()}:

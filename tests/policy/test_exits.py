@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgert.errors import ArtifactError, UsageError
+from edgert.policy import exits
+
+
+@given(st.floats(1e-6, 1 - 1e-6))
+def test_logit_and_confidence_are_inverse(share: float) -> None:
+    assert exits.confidence(exits.logit(share)) == pytest.approx(share, rel=1e-9)
+
+
+def test_the_ends_force_and_forbid() -> None:
+    assert (exits.logit(0), exits.logit(1)) == (-math.inf, math.inf)
+    assert (exits.confidence(-math.inf), exits.confidence(math.inf)) == (0, 1)
+    assert exits.confidence(-1e9) == 0
+    assert exits.confidence(1e9) == 1
+
+
+@pytest.mark.parametrize("wrong", [-0.1, 1.1, math.nan, math.inf])
+def test_thresholds_outside_zero_to_one_are_refused(wrong: float) -> None:
+    with pytest.raises(UsageError):
+        exits.logit(wrong)
+    with pytest.raises(UsageError):
+        exits.effective_thresholds([0.5, wrong], 2)
+
+
+@given(st.lists(st.floats(0, 1), max_size=6), st.integers(0, 9))
+def test_the_deepest_allowed_exit_is_forced_and_those_before_keep_their_thresholds(thresholds: list[float], deepest: int) -> None:
+    logits = exits.effective_thresholds(thresholds, deepest)
+    assert logits.dtype == np.float32
+    assert logits.shape == (len(thresholds),)
+    for k, logit in enumerate(logits):
+        assert logit == (-math.inf if k >= deepest else np.float32(exits.logit(thresholds[k])))
+
+
+def test_a_negative_exit_is_refused() -> None:
+    with pytest.raises(UsageError, match="max_exit"):
+        exits.effective_thresholds([0.5], -1)
+
+
+@pytest.mark.parametrize(
+    ("costs_s", "remaining_s", "deepest"),
+    [
+        ([1, 2, 3], 2.5, 1),
+        ([1, 2, 3], 3, 2),
+        ([1, 2, 3], 0.5, 0),
+        ([1, 2, 3], -1, 0),
+        ([1, 4, 3], 3, 2),
+        ([1, math.nan, math.inf], 100, 0),
+        ([1, 2], math.nan, 0),
+        ([5], 0, 0),
+    ],
+)
+def test_the_deepest_affordable_exit(costs_s: list[float], remaining_s: float, deepest: int) -> None:
+    assert exits.deepest_affordable(costs_s, remaining_s) == deepest
+
+
+def test_no_costs_are_refused() -> None:
+    with pytest.raises(UsageError):
+        exits.deepest_affordable([], 1.0)
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=2, max_size=8))
+def test_choose_is_argmax_and_sigmoid(values: list[float]) -> None:
+    choice = exits.choose(np.array(values, np.float32))
+    assert choice.action == int(np.argmax(values[:-1]))
+    assert 0 <= choice.confidence <= 1
+    assert (choice.confidence > 0.5) == (values[-1] > 1e-15) or abs(values[-1]) < 1e-15
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_a_head_that_is_not_finite_is_refused(poison: float, at: int) -> None:
+    head = np.array([1, 2, 3], np.float32)
+    head[at] = poison
+    with pytest.raises(ArtifactError, match="not finite"):
+        exits.choose(head)
+
+
+def test_infinities_that_cancel_are_still_refused() -> None:
+    with pytest.raises(ArtifactError):
+        exits.choose(np.array([np.inf, -np.inf, 0], np.float32))
+
+
+@given(st.lists(st.tuples(st.integers(-5, 5), st.booleans()), max_size=30), st.sampled_from([0.5, 0.8, 0.95, 1.0]))
+def test_the_fitted_threshold_is_the_smallest_good_one(pairs: list[tuple[int, bool]], wanted: float) -> None:
+    logits = np.array([logit for logit, _ in pairs], np.float32)
+    agrees = np.array([agree for _, agree in pairs], bool)
+    threshold = exits.fit_threshold(logits, agrees, wanted)
+    good = [c for c in sorted(set(logits.tolist())) if agrees[logits >= c].mean() >= wanted]
+    assert threshold == (exits.confidence(good[0]) if good else 1.0)
+
+
+def test_an_exit_that_never_agrees_is_forbidden() -> None:
+    assert exits.fit_threshold(np.ones(4, np.float32), np.zeros(4, bool)) == 1.0
+    with pytest.raises(UsageError):
+        exits.fit_threshold(np.ones(4, np.float32), np.zeros(3, bool))

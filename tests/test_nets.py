@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgert.errors import UsageError
+from edgert.nets import Conv, Dense, MaxPool, NetSpec, Params, Relu, Tape, forward, initialise, macs, matrix_shape, stages, weighted
+
+NET = NetSpec(
+    (8, 7, 3),
+    4,
+    trunk=((Conv(5, 3, 2, 1), Relu()), (Conv(6, 2), Relu(), MaxPool(2, 1)), (Dense(9), Relu())),
+    heads=((MaxPool(2, 2), Dense(7), Relu()), (), ()),
+    input_scale=1 / 255,
+)
+
+
+def net(seed: int = 0) -> tuple[Params, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    params = initialise(NET, rng)
+    params.flat += rng.normal(0, 0.05, params.flat.shape).astype(np.float32)
+    return params, rng.integers(0, 256, (5, *NET.input_shape)).astype(np.uint8)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_forward_agrees_with_torch(seed: int) -> None:
+    torch = pytest.importorskip("torch")
+    params, obs = net(seed)
+    x = torch.from_numpy(obs).permute(0, 3, 1, 2).float() * NET.input_scale
+
+    def through(layers: list[object], x: object) -> object:
+        for name, layer, in_shape, _ in layers:
+            if isinstance(layer, Conv | Dense):
+                weight, bias = (torch.from_numpy(params.views[f"{name}.{part}"]) for part in "wb")
+            match layer:
+                case Conv(_, kernel, stride, padding):
+                    weight = weight.reshape(kernel, kernel, in_shape[-1], -1).permute(3, 2, 0, 1)
+                    x = torch.nn.functional.conv2d(x, weight, bias, stride, padding)
+                case MaxPool(kernel, stride):
+                    x = torch.nn.functional.max_pool2d(x, kernel, stride)
+                case Dense():
+                    x = (x.permute(0, 2, 3, 1) if x.ndim == 4 else x).flatten(1) @ weight + bias
+                case Relu():
+                    x = x.relu()
+        return x
+
+    heads = forward(params, obs)
+    for k, stage in enumerate(stages(NET)):
+        x = through(stage.trunk, x)
+        assert heads[k] == pytest.approx(through(stage.head, x).numpy(), rel=1e-4, abs=1e-5)
+
+
+def test_macs_are_those_counted_by_hand() -> None:
+    # 8x7 padded and strided -> 4x4; head: pooled to 2x2x5, 20 -> 7 -> 5.
+    first = 4 * 4 * 5 * 3 * 3 * 3 + 20 * 7 + 7 * 5
+    # 4x4 -> 3x3, pooled to 2x2x6; head: 24 -> 5.
+    second = first + 3 * 3 * 6 * 2 * 2 * 5 + 24 * 5
+    third = second + 24 * 9 + 9 * 5
+    assert macs(NET) == [first, second, third]
+
+
+def test_exits_can_be_asked_alone_and_give_the_same() -> None:
+    params, obs = net()
+    whole = forward(params, obs)
+    for k in range(3):
+        alone = forward(params, obs, exits=(k,))
+        assert alone.keys() == {k}
+        assert np.array_equal(alone[k], whole[k])
+    taped = forward(params, obs, tape=Tape())
+    assert all(np.array_equal(taped[k], whole[k]) for k in whole)
+
+
+def test_the_observation_is_not_changed() -> None:
+    params, obs = net()
+    before = obs.copy()
+    forward(params, obs)
+    assert np.array_equal(obs, before)
+
+
+def test_views_share_the_flat_vector_and_cover_it_exactly_once() -> None:
+    params = Params(NET)
+    assert sum(view.size for view in params.views.values()) == params.flat.size
+    for view in params.views.values():
+        view += 1
+    assert (params.flat == 1).all()
+    for placed in weighted(NET):
+        assert params.views[f"{placed.name}.w"].shape == matrix_shape(placed)
+    other = params.copy()
+    other.flat[:] = 7
+    assert (params.flat == 1).all()
+
+
+@pytest.mark.parametrize("flat", [np.zeros(3, np.float32), np.zeros(Params(NET).flat.size), np.zeros((1, Params(NET).flat.size), np.float32)])
+def test_a_vector_of_another_network_is_refused(flat: np.ndarray) -> None:
+    with pytest.raises(UsageError, match="float32 parameters"):
+        Params(NET, flat)
+
+
+@pytest.mark.parametrize(
+    ("trunk", "heads"),
+    [
+        ((), ()),
+        (((Dense(3),),), ()),
+        (((),), ((),)),
+        (((Dense(3),),), ((Relu(),),)),
+        (((Conv(3, 9),),), ((),)),
+        (((Dense(3), Conv(3, 1)),), ((),)),
+        (((MaxPool(8, 1),),), ((),)),
+    ],
+)
+def test_a_network_that_cannot_be_laid_out_is_refused(trunk: tuple[object, ...], heads: tuple[object, ...]) -> None:
+    with pytest.raises(UsageError):
+        stages(NetSpec((8, 7, 3), 2, trunk=trunk, heads=heads))
+
+
+@pytest.mark.parametrize("obs", [np.zeros((2, 7, 8, 3), np.uint8), np.zeros((2, 8, 7, 3), np.float32), np.zeros((8, 7, 3), np.uint8)])
+def test_observations_of_another_kind_are_refused(obs: np.ndarray) -> None:
+    with pytest.raises(UsageError):
+        forward(Params(NET), obs)
+
+
+@pytest.mark.parametrize("exits", [(), (3,), (-1,), (0, 5)])
+def test_exits_that_are_not_there_are_refused(exits: tuple[int, ...]) -> None:
+    with pytest.raises(UsageError, match="exits"):
+        forward(Params(NET), np.zeros((1, 8, 7, 3), np.uint8), exits=exits)
+
+
+def test_initialise_is_seeded_and_starts_without_a_favourite() -> None:
+    one, two = (initialise(NET, np.random.default_rng(5)) for _ in range(2))
+    assert np.array_equal(one.flat, two.flat)
+    assert np.abs(one.views["h2.out.w"]).max() <= 0.1 * np.sqrt(3 / 9) + 1e-7
+    assert not any(view.any() for name, view in one.views.items() if name.endswith(".b"))

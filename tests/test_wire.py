@@ -1,0 +1,255 @@
+"""The wire: bytes that never change, round trips, and a decoder that random, mutated and hostile bytes cannot break."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cbor2
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgert import wire
+from edgert.errors import MessageError, UsageError
+
+GOLDEN = Path(__file__).parent / "golden" / "wire"
+
+VECTORS: dict[str, wire.Message] = {
+    "status": wire.Status(online=True, session="5f0c2a", version="0.1.0", task="breakout"),
+    "status-will": wire.Status(online=False, session="5f0c2a"),
+    "telemetry": wire.Telemetry(at_s=1_795_236_400.5, status={"actor": {"ticks": 7}, "why": ["hot"], "temp_c": None}),
+    "event": wire.Event(seq=41, at_s=1_795_236_400.5, name="swapped", detail={"generation": 3, "ok": True}),
+    "event-bare": wire.Event(seq=0, at_s=0.0, name="started"),
+    "event-ack": wire.EventAck(up_to=(1 << 63) - 1),
+    "know-ask": wire.KnowAsk(
+        task="breakout", obs_shape=(10, 10, 4), n_actions=6, count=2, codec=1, data=bytes(range(16))
+    ),
+    "know-answer": wire.KnowAnswer(teacher="0123456789abcdef", count=2, codec=1, data=b"\x00\xff"),
+    "know-answer-error": wire.KnowAnswer(teacher="0123456789abcdef", count=0, codec=1, data=b"", error="obs-shape"),
+}
+SCHEMAS = (wire.Status, wire.Telemetry, wire.Event, wire.EventAck, wire.KnowAsk, wire.KnowAnswer)
+
+TEXT = st.text(max_size=12)
+LEAVES = (
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False) | TEXT | st.binary(max_size=9)
+)
+DOCUMENTS = st.dictionaries(
+    TEXT,
+    st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3)),
+    max_size=4,
+)
+AT = st.floats(allow_nan=False)
+SEQ = st.integers(0, (1 << 63) - 1)
+COUNT, SIDE = st.integers(0, 4096), st.integers(1, 4096)
+CODED = {"count": COUNT, "codec": st.integers(0, 2**40), "data": st.binary(max_size=60)}
+MESSAGES = st.one_of(
+    st.builds(wire.Status, online=st.booleans(), session=TEXT, version=TEXT, task=TEXT),
+    st.builds(wire.Telemetry, at_s=AT, status=DOCUMENTS),
+    st.builds(wire.Event, seq=SEQ, at_s=AT, name=TEXT, detail=DOCUMENTS),
+    st.builds(wire.EventAck, up_to=SEQ),
+    st.builds(wire.KnowAsk, task=TEXT, obs_shape=st.tuples(SIDE, SIDE, SIDE), n_actions=SIDE, **CODED),
+    st.builds(wire.KnowAnswer, teacher=TEXT, error=TEXT, **CODED),
+)
+
+
+@pytest.mark.parametrize("name", VECTORS)
+def test_version_1_bytes_are_read_for_ever(name):
+    payload = (GOLDEN / f"v1-{name}.cbor").read_bytes()
+    assert wire.decode(payload, type(VECTORS[name])) == (VECTORS[name], {})
+
+
+@pytest.mark.parametrize("name", VECTORS)
+def test_version_1_bytes_are_still_written(name):
+    assert wire.encode(VECTORS[name]) == (GOLDEN / f"v1-{name}.cbor").read_bytes()
+
+
+def test_every_schema_has_a_golden_vector_and_every_vector_a_file():
+    assert {type(message) for message in VECTORS.values()} == set(SCHEMAS)
+    assert {path.name for path in GOLDEN.glob("v1-*.cbor")} == {f"v1-{name}.cbor" for name in VECTORS}
+
+
+@given(MESSAGES)
+def test_a_message_comes_back(message):
+    assert wire.decode(wire.encode(message), type(message)) == (message, {})
+
+
+@given(MESSAGES, DOCUMENTS)
+def test_unknown_keys_are_kept_and_never_override(message, extra):
+    known = {"schema", *type(message).__struct_fields__}
+    back, unknown = wire.decode(wire.encode(message, extra), type(message))
+    assert back == message
+    assert unknown == {key: value for key, value in extra.items() if key not in known}
+
+
+@given(MESSAGES, st.sampled_from(SCHEMAS))
+def test_a_message_is_read_as_nothing_else(message, schema):
+    if schema is not type(message):
+        with pytest.raises(MessageError):
+            wire.decode(wire.encode(message), schema)
+
+
+def try_decode(payload: bytes) -> None:
+    for schema in SCHEMAS:
+        try:
+            message, unknown = wire.decode(payload, schema)
+        except MessageError:
+            continue
+        assert wire.decode(wire.encode(message, unknown), schema) == (message, unknown)
+
+
+@given(st.binary(max_size=200))
+def test_random_bytes_are_message_errors(payload):
+    for schema in SCHEMAS:
+        with pytest.raises(MessageError):
+            wire.decode(payload, schema)
+
+
+@given(st.sampled_from(list(VECTORS.values())), st.data())
+def test_mutated_bytes_are_message_errors_or_messages(message, data):
+    hurt = bytearray(wire.encode(message))
+    for at in data.draw(st.lists(st.integers(0, len(hurt) - 1), min_size=1, max_size=3)):
+        hurt[at] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.integers(0, len(hurt)))
+    try_decode(bytes(hurt))
+    try_decode(bytes(hurt[:cut]))
+
+
+@given(
+    st.sampled_from(SCHEMAS),
+    st.dictionaries(
+        st.sampled_from(
+            [
+                "v",
+                "schema",
+                "task",
+                "obs_shape",
+                "n_actions",
+                "count",
+                "codec",
+                "data",
+                "teacher",
+                "error",
+                "seq",
+                "at_s",
+                "name",
+                "detail",
+                "up_to",
+                "online",
+                "session",
+                "version",
+                "status",
+            ]
+        ),
+        LEAVES | DOCUMENTS,
+    ),
+)
+def test_well_formed_maps_with_wrong_values_are_message_errors_or_messages(schema, document):  # fmt: skip
+    tag = schema.__struct_config__.tag
+    try:
+        message, _ = wire.decode(cbor2.dumps({**document, "v": 1, "schema": tag}), schema)
+    except MessageError:
+        return
+    assert isinstance(message, schema)
+
+
+HOSTILE = {
+    "empty": b"",
+    "a list": cbor2.dumps([1, 2]),
+    "a number": cbor2.dumps(1),
+    "keys that are no text": cbor2.dumps({1: 2, "v": 1, "schema": "event-ack", "up_to": 1}),
+    "no version": cbor2.dumps({"schema": "event-ack", "up_to": 1}),
+    "a version of true": cbor2.dumps({"v": True, "schema": "event-ack", "up_to": 1}),
+    "version 0": cbor2.dumps({"v": 0, "schema": "event-ack", "up_to": 1}),
+    "a newer version": cbor2.dumps({"v": 2, "schema": "event-ack", "up_to": 1}),
+    "no schema": cbor2.dumps({"v": 1, "up_to": 1}),
+    "another schema": cbor2.dumps({"v": 1, "schema": "event", "up_to": 1}),
+    "a negative sequence": cbor2.dumps({"v": 1, "schema": "event-ack", "up_to": -1}),
+    "a bignum sequence": cbor2.dumps({"v": 1, "schema": "event-ack", "up_to": 1 << 200}),
+    "a float sequence": cbor2.dumps({"v": 1, "schema": "event-ack", "up_to": 1.5}),
+    "a thousand nested lists": b"\x81" * 5000 + b"\x00",
+    "a thousand nested maps": b"\xa1\x61a" * 5000 + b"\x00",
+    "an array that claims 2^60 entries": b"\x9b\x10\x00\x00\x00\x00\x00\x00\x00",
+    "a string that claims 2^60 bytes": b"\x5b\x10\x00\x00\x00\x00\x00\x00\x00",
+    "a map that claims 2^32 entries": b"\xba\xff\xff\xff\xff",
+    "a decimal with a monstrous exponent": b"\xa1\x61v" + b"\xc4\x82\x1b\x7f\xff\xff\xff\xff\xff\xff\xff\x01",
+    "a fraction by zero": b"\xa1\x61v" + b"\xd8\x1e\x82\x01\x00",
+    "a date that is none": b"\xa1\x61v" + b"\xc0\x63abc",
+    "an epoch beyond time": b"\xa1\x61v" + b"\xc1\x1b\x7f\xff\xff\xff\xff\xff\xff\xff",
+    "a regular expression that is none": b"\xa1\x61v" + b"\xd8\x23\x61(",
+    "a bad address": b"\xa1\x61v" + b"\xd9\x01\x04\x41\x01",
+    "a bad uuid": b"\xa1\x61v" + b"\xd8\x25\x41\x01",
+    "a shared reference to nothing": b"\xa1\x61v" + b"\xd8\x1d\x05",
+    "a map that contains itself": b"\xd8\x1c\xa1\x61v\xd8\x1d\x00",
+    "text that is not UTF-8": b"\xa1\x61v\x62\xff\xfe",
+    "too large": b"\x00" * (wire.MAX_PAYLOAD_BYTES + 1),
+}
+
+
+@pytest.mark.parametrize("why", HOSTILE)
+def test_hostile_bytes_are_message_errors(why):
+    for schema in SCHEMAS:
+        with pytest.raises(MessageError):
+            wire.decode(HOSTILE[why], schema)
+
+
+def test_bytes_after_the_message_are_refused():
+    with pytest.raises(MessageError):
+        wire.decode(wire.encode(wire.EventAck(up_to=1)) + b"\x00", wire.EventAck)
+
+
+@pytest.mark.parametrize("tail", [b"\xd8\x1c\x81\xd8\x1d\x00"], ids=["a list that contains itself"])
+def test_what_is_accepted_can_be_written_again(tail):
+    """A status document is forwarded and stored: one that cannot be written must not come in."""
+    payload = b"\xa4\x61v\x01\x66schema\x69telemetry\x64at_s\x00\x66status\xa1\x61a" + tail
+    with pytest.raises(MessageError):
+        wire.decode(payload, wire.Telemetry)
+
+
+def test_too_much_to_send_is_a_usage_error():
+    with pytest.raises(UsageError):
+        wire.encode(wire.KnowAnswer(teacher="t", count=1, codec=1, data=bytes(wire.MAX_PAYLOAD_BYTES)))
+
+
+NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", fullmatch=True)
+
+
+@given(NAMES, NAMES, NAMES, NAMES, NAMES | st.just("-"))
+def test_topics_come_back(fleet, device, channel, kind, id):
+    topic = wire.Topic(fleet, device, channel, kind, id)
+    assert wire.parse_topic(str(topic)) == topic
+    assert all(wire.is_name(part) for part in topic[:4])
+
+
+@given(st.text(max_size=80))
+def test_other_text_is_no_topic(text):
+    try:
+        topic = wire.parse_topic(text)
+    except MessageError:
+        return
+    assert str(topic) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "edgert/v1/f/d/know/ask",
+        "edgert/v1/f/d/know/ask/x/y",
+        "edgert/v2/f/d/know/ask/x",
+        "edgert/v1/f/+/know/ask/x",
+        "edgert/v1/f/#/know/ask/x",
+        "edgert/v1/f//know/ask/x",
+        "edgert/v1/f/d/know/ask/x\n",
+        "/edgert/v1/f/d/know/ask",
+        "edgert/v1/f/..d\0/know/ask/x",
+        "edgert/v1/f/" + "d" * 65 + "/know/ask/x",
+    ],
+)
+def test_these_are_no_topics(text):
+    with pytest.raises(MessageError):
+        wire.parse_topic(text)
+
+
+@pytest.mark.parametrize("name", ["", "-", "-a", ".a", "a/b", "a+", "#", "a b", "a\n", "ä", "a" * 65])
+def test_these_are_no_names(name):
+    assert not wire.is_name(name)
