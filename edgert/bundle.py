@@ -206,8 +206,8 @@ def write(manifest: Manifest, members: Mapping[str, bytes], unknown: Mapping[str
     }
     manifest = msgspec.structs.replace(manifest, members=listed)
     _check(manifest)
-    document = {**(unknown or {}), **msgspec.to_builtins(manifest)}
     try:
+        document = {**(unknown or {}), **msgspec.to_builtins(manifest)}
         encoded = json.dumps(document, sort_keys=True, indent=1, allow_nan=False).encode()
         msgspec.json.decode(encoded, type=Manifest)
     except (msgspec.MsgspecError, TypeError, ValueError) as error:

@@ -28,6 +28,7 @@ Tensors: TypeAlias = Mapping[str, npt.NDArray[Any]]
 
 _NARROWEST = 1e-6  # of a range: keeps every product of scales a normal float32
 _BIAS_MAX = 2.0**30  # of an int32 bias: leaves as much again for the products
+_SCALE_MAX = 1e28  # of a product of scales: any int32 times this is a float32
 
 
 class Step(NamedTuple):
@@ -172,15 +173,17 @@ def calibrate(params: Params, obs: U8, *, batch: int = 256) -> Ranges:
                 np.maximum(y, np.float32(0), out=y)
             if step.weighted and not step.is_output:
                 low, high = ranges.get(step.placed.name, (np.inf, -np.inf))
-                ranges[step.placed.name] = (min(low, float(y.min())), max(high, float(y.max())))
+                ranges[step.placed.name] = (float(np.minimum(low, y.min())), float(np.maximum(high, y.max())))
             x = y
         return x
 
-    for start in range(0, len(obs), batch):
-        x: F32 | U8 = np.ascontiguousarray(obs[start : start + batch])
-        for stage in steps(spec):
-            x = through(stage.trunk, x)
-            through(stage.head, x)
+    # A network that overflows gives ranges that are not finite, and `quantize` refuses those by name.
+    with np.errstate(over="ignore", invalid="ignore"):
+        for start in range(0, len(obs), batch):
+            x: F32 | U8 = np.ascontiguousarray(obs[start : start + batch])
+            for stage in steps(spec):
+                x = through(stage.trunk, x)
+                through(stage.head, x)
     return ranges
 
 
@@ -233,9 +236,10 @@ def quantize(params: Params, ranges: Mapping[str, tuple[float, float]]) -> dict[
         weight, bias = params.views[f"{name}.w"], params.views[f"{name}.b"].astype(np.float64)
         largest = np.abs(weight).max(0).astype(np.float64)
         needed = np.maximum(largest / 127, np.abs(bias) / (float(x_scale) * _BIAS_MAX))
-        w_scale = np.maximum(needed, _NARROWEST / 127).astype(np.float32)
-        b_scale = (x_scale * w_scale).astype(np.float32)
-        if not (np.isfinite(b_scale).all() and b_scale.min() > 0):
+        with np.errstate(over="ignore"):
+            w_scale = np.maximum(needed, _NARROWEST / 127).astype(np.float32)
+            b_scale = (x_scale * w_scale).astype(np.float32)
+        if not (b_scale.min() > 0 and b_scale.max() <= _SCALE_MAX):
             raise ArtifactError(
                 f"layer {name}: weights up to {largest.max():g} on inputs in steps of {x_scale:g} leave float32's range"
             )
@@ -307,9 +311,13 @@ class IntNet:
         weight: npt.NDArray[Any] = np.ascontiguousarray(matrix, exact)
         bias = bias.astype(exact)
         # The order of these float32 products is onnxruntime's: another differs in the last bit and rounds otherwise.
-        scale = tensors[f"{name}.x.scale"] * tensors[f"{name}.w.scale"]
+        with np.errstate(over="ignore", under="ignore"):
+            scale = tensors[f"{name}.x.scale"] * tensors[f"{name}.w.scale"]
+            if not step.is_output:
+                scale = (scale / tensors[f"{name}.y.scale"]).astype(np.float32)
+        if not (scale <= _SCALE_MAX).all():
+            raise ArtifactError(f"layer {name} of the quantized network: its scales together leave float32's range")
         if not step.is_output:
-            scale = (scale / tensors[f"{name}.y.scale"]).astype(np.float32)
             y_zero = np.float32(tensors[f"{name}.y.zp"])
             low, high = -y_zero, np.float32(255) - y_zero
 

@@ -6,7 +6,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgert.errors import UsageError
-from edgert.nets import Conv, Dense, MaxPool, NetSpec, Params, Relu, Tape, forward, initialise, macs, matrix_shape, stages, weighted
+from edgert.nets import (
+    Conv,
+    Dense,
+    MaxPool,
+    NetSpec,
+    Params,
+    Relu,
+    Tape,
+    forward,
+    initialise,
+    macs,
+    matrix_shape,
+    stages,
+    weighted,
+)
 
 NET = NetSpec(
     (8, 7, 3),
@@ -93,7 +107,9 @@ def test_views_share_the_flat_vector_and_cover_it_exactly_once() -> None:
     assert (params.flat == 1).all()
 
 
-@pytest.mark.parametrize("flat", [np.zeros(3, np.float32), np.zeros(Params(NET).flat.size), np.zeros((1, Params(NET).flat.size), np.float32)])
+@pytest.mark.parametrize(
+    "flat", [np.zeros(3, np.float32), np.zeros(Params(NET).flat.size), np.zeros((1, Params(NET).flat.size), np.float32)]
+)
 def test_a_vector_of_another_network_is_refused(flat: np.ndarray) -> None:
     with pytest.raises(UsageError, match="float32 parameters"):
         Params(NET, flat)
@@ -116,7 +132,9 @@ def test_a_network_that_cannot_be_laid_out_is_refused(trunk: tuple[object, ...],
         stages(NetSpec((8, 7, 3), 2, trunk=trunk, heads=heads))
 
 
-@pytest.mark.parametrize("obs", [np.zeros((2, 7, 8, 3), np.uint8), np.zeros((2, 8, 7, 3), np.float32), np.zeros((8, 7, 3), np.uint8)])
+@pytest.mark.parametrize(
+    "obs", [np.zeros((2, 7, 8, 3), np.uint8), np.zeros((2, 8, 7, 3), np.float32), np.zeros((8, 7, 3), np.uint8)]
+)
 def test_observations_of_another_kind_are_refused(obs: np.ndarray) -> None:
     with pytest.raises(UsageError):
         forward(Params(NET), obs)

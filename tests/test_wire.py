@@ -18,9 +18,11 @@ VECTORS: dict[str, wire.Message] = {
     "status": wire.Status(online=True, session="5f0c2a", version="0.1.0", task="breakout"),
     "status-will": wire.Status(online=False, session="5f0c2a"),
     "telemetry": wire.Telemetry(at_s=1_795_236_400.5, status={"actor": {"ticks": 7}, "why": ["hot"], "temp_c": None}),
-    "event": wire.Event(seq=41, at_s=1_795_236_400.5, name="swapped", detail={"generation": 3, "ok": True}),
-    "event-bare": wire.Event(seq=0, at_s=0.0, name="started"),
-    "event-ack": wire.EventAck(up_to=(1 << 63) - 1),
+    "event": wire.Event(
+        stream="9b1d", seq=41, first=12, at_s=1_795_236_400.5, name="swapped", detail={"generation": 3, "ok": True}
+    ),
+    "event-bare": wire.Event(stream="9b1d", seq=0, first=0, at_s=0.0, name="started"),
+    "event-ack": wire.EventAck(stream="9b1d", up_to=(1 << 63) - 1),
     "know-ask": wire.KnowAsk(
         task="breakout", obs_shape=(10, 10, 4), n_actions=6, count=2, codec=1, data=bytes(range(16))
     ),
@@ -45,8 +47,8 @@ CODED = {"count": COUNT, "codec": st.integers(0, 2**40), "data": st.binary(max_s
 MESSAGES = st.one_of(
     st.builds(wire.Status, online=st.booleans(), session=TEXT, version=TEXT, task=TEXT),
     st.builds(wire.Telemetry, at_s=AT, status=DOCUMENTS),
-    st.builds(wire.Event, seq=SEQ, at_s=AT, name=TEXT, detail=DOCUMENTS),
-    st.builds(wire.EventAck, up_to=SEQ),
+    st.builds(wire.Event, stream=TEXT, seq=SEQ, first=SEQ, at_s=AT, name=TEXT, detail=DOCUMENTS),
+    st.builds(wire.EventAck, stream=TEXT, up_to=SEQ),
     st.builds(wire.KnowAsk, task=TEXT, obs_shape=st.tuples(SIDE, SIDE, SIDE), n_actions=SIDE, **CODED),
     st.builds(wire.KnowAnswer, teacher=TEXT, error=TEXT, **CODED),
 )
@@ -156,16 +158,16 @@ HOSTILE = {
     "empty": b"",
     "a list": cbor2.dumps([1, 2]),
     "a number": cbor2.dumps(1),
-    "keys that are no text": cbor2.dumps({1: 2, "v": 1, "schema": "event-ack", "up_to": 1}),
-    "no version": cbor2.dumps({"schema": "event-ack", "up_to": 1}),
-    "a version of true": cbor2.dumps({"v": True, "schema": "event-ack", "up_to": 1}),
-    "version 0": cbor2.dumps({"v": 0, "schema": "event-ack", "up_to": 1}),
-    "a newer version": cbor2.dumps({"v": 2, "schema": "event-ack", "up_to": 1}),
-    "no schema": cbor2.dumps({"v": 1, "up_to": 1}),
+    "keys that are no text": cbor2.dumps({1: 2, "v": 1, "schema": "event-ack", "stream": "s", "up_to": 1}),
+    "no version": cbor2.dumps({"schema": "event-ack", "stream": "s", "up_to": 1}),
+    "a version of true": cbor2.dumps({"v": True, "schema": "event-ack", "stream": "s", "up_to": 1}),
+    "version 0": cbor2.dumps({"v": 0, "schema": "event-ack", "stream": "s", "up_to": 1}),
+    "a newer version": cbor2.dumps({"v": 2, "schema": "event-ack", "stream": "s", "up_to": 1}),
+    "no schema": cbor2.dumps({"v": 1, "stream": "s", "up_to": 1}),
     "another schema": cbor2.dumps({"v": 1, "schema": "event", "up_to": 1}),
-    "a negative sequence": cbor2.dumps({"v": 1, "schema": "event-ack", "up_to": -1}),
-    "a bignum sequence": cbor2.dumps({"v": 1, "schema": "event-ack", "up_to": 1 << 200}),
-    "a float sequence": cbor2.dumps({"v": 1, "schema": "event-ack", "up_to": 1.5}),
+    "a negative sequence": cbor2.dumps({"v": 1, "schema": "event-ack", "stream": "s", "up_to": -1}),
+    "a bignum sequence": cbor2.dumps({"v": 1, "schema": "event-ack", "stream": "s", "up_to": 1 << 200}),
+    "a float sequence": cbor2.dumps({"v": 1, "schema": "event-ack", "stream": "s", "up_to": 1.5}),
     "a thousand nested lists": b"\x81" * 5000 + b"\x00",
     "a thousand nested maps": b"\xa1\x61a" * 5000 + b"\x00",
     "an array that claims 2^60 entries": b"\x9b\x10\x00\x00\x00\x00\x00\x00\x00",
@@ -194,7 +196,7 @@ def test_hostile_bytes_are_message_errors(why):
 
 def test_bytes_after_the_message_are_refused():
     with pytest.raises(MessageError):
-        wire.decode(wire.encode(wire.EventAck(up_to=1)) + b"\x00", wire.EventAck)
+        wire.decode(wire.encode(wire.EventAck(stream="9b1d", up_to=1)) + b"\x00", wire.EventAck)
 
 
 @pytest.mark.parametrize("tail", [b"\xd8\x1c\x81\xd8\x1d\x00"], ids=["a list that contains itself"])

@@ -38,11 +38,13 @@ class LinkRules(msgspec.Struct, frozen=True, kw_only=True):
         base_s: greatest delay before the second retry; the first one is immediate.
         cap_s: greatest delay of all, and the hold after a refusal.
         stable_s: an unbroken link this long forgives former failures.
+        flapping: failures after which the loss of a young link is called a fault.
     """
 
     base_s: float = 1.0
     cap_s: float = 60.0
     stable_s: float = 60.0
+    flapping: int = 3
 
 
 LINK_RULES = LinkRules()
@@ -105,7 +107,8 @@ def step_link(
         rules: base, cap and stability.
 
     Returns:
-        The state after, and what to do.
+        The state after, and what to do. Faults are `duplicate-identity`, `refused`, and `flapping`: accepted and lost
+        again and again, by a bad radio, or by a duplicate identity at a broker that does not say so (mosquitto 2.0.11).
 
     Source:
         "Full jitter" of M. Brooker, Exponential Backoff and Jitter, AWS Architecture Blog, 2015. Holding off after a
@@ -126,7 +129,8 @@ def step_link(
             else:
                 # The exponent is bounded so that a year offline cannot overflow a float.
                 delay_s = u * min(rules.cap_s, rules.base_s * 2.0 ** min(failures - 1, 32)) if failures else 0.0
-                faults = []
+                young = link.phase is Phase.UP and not stable
+                faults = [Fault("flapping")] if young and failures >= rules.flapping else []
             return Link(Phase.WAITING, failures + 1, now_s + delay_s), [*faults]
     return link, []
 

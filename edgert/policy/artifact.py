@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from edgert import bundle, onnxfile, quant
+from edgert import __version__, bundle, onnxfile, quant
 from edgert.bundle import Bundle, Golden, Manifest
 from edgert.errors import ArtifactError, UsageError
 from edgert.nets import F32, U8, NetSpec, Params, macs, matrix_shape, stages, weighted
@@ -175,6 +175,7 @@ def derive(
     manifest = msgspec.structs.replace(
         parent.manifest,
         created=created,
+        edgert=__version__,
         ranges=dict(ranges),
         provenance=dict(provenance),
         thresholds=parent.manifest.thresholds if thresholds is None else tuple(thresholds),

@@ -92,8 +92,8 @@ class Ack(NamedTuple):
 class Inbox:
     """Events waiting for the owner, with a file descriptor that is readable while there are some.
 
-    Link states and confirmations are never dropped. Of more than `max_received` messages the oldest gives way: only
-    QoS 0 and brokers that ignore ReceiveMaximum can get that far.
+    Link states and confirmations are never dropped. Of more than `max_received` messages the oldest of QoS 0 gives way,
+    or else the oldest: brokers that ignore ReceiveMaximum exist (rumqttd; mosquitto 2.0.11 after a full window).
 
     Thread:
         Any; it has its own lock.
@@ -120,7 +120,8 @@ class Inbox:
             if isinstance(event, Received):
                 self._received += 1
                 if self._received > self._max_received:
-                    index = next(i for i, (e, _) in enumerate(self._events) if isinstance(e, Received))
+                    messages = [(e.qos, i) for i, (e, _) in enumerate(self._events) if isinstance(e, Received)]
+                    _, index = min(messages)
                     owed = self._events[index][1]
                     del self._events[index]
                     self._received -= 1

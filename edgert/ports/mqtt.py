@@ -12,6 +12,7 @@ import contextlib
 import random
 import select
 import socket
+import struct
 import threading
 import time
 from collections import deque
@@ -198,7 +199,7 @@ class Mqtt:
         """
         if qos not in (0, 1) or not topic or "+" in topic or "#" in topic or len(topic.encode()) > 65_535:
             raise UsageError(f"cannot publish to {topic!r} at QoS {qos}: QoS is 0 or 1 and a topic has no wildcards")
-        properties = _properties(
+        properties, properties_bytes = _properties(
             PacketTypes.PUBLISH,
             MessageExpiryInterval=expiry_s,
             ContentType=content_type,
@@ -207,8 +208,7 @@ class Mqtt:
             UserProperty=list(user) or None,
         )
         # 9 = fixed header (5 at most), topic length and packet id (2 each); the packed properties count themselves.
-        packed: bytes = properties.pack()  # type: ignore[no-untyped-call]  # paho leaves this one untyped
-        size_bytes = 9 + len(topic.encode()) + len(packed) + len(payload)
+        size_bytes = 9 + len(topic.encode()) + properties_bytes + len(payload)
         with self._lock:
             if self._limit_bytes is None or self._closing:
                 return False
@@ -405,7 +405,7 @@ class Mqtt:
         client.on_subscribe = self._on_subscribe
         if self._will is not None:
             client.will_set(self._will[0], self._will[1], qos=1, retain=True)
-        properties = _properties(
+        properties, _ = _properties(
             PacketTypes.CONNECT,
             SessionExpiryInterval=self._session_expiry_s,
             ReceiveMaximum=self._receive_maximum,
@@ -512,7 +512,7 @@ class Mqtt:
         self._step(Opened(), time.monotonic())
         with self._lock:
             if self._birth is not None:
-                self._out.appendleft(_Outgoing(*self._birth, 1, True, _properties(PacketTypes.PUBLISH), None, 0))
+                self._out.appendleft(_Outgoing(*self._birth, 1, True, _properties(PacketTypes.PUBLISH)[0], None, 0))
             self._orders = (dict(self._filters), set(self._unwanted))
             self._limit_bytes = min(self._max_packet_bytes, server_max or self._max_packet_bytes)
         self._tell(
@@ -563,15 +563,16 @@ class Mqtt:
                 self._count("subscribe-refused")
 
 
-def _properties(kind: int, **values: object) -> Properties:
+def _properties(kind: int, **values: object) -> tuple[Properties, int]:
+    """The properties that are not None, and their size in a packet."""
     properties = Properties(kind)  # type: ignore[no-untyped-call]  # paho leaves this one untyped
     try:
         for name, value in values.items():
             if value is not None:
                 setattr(properties, name, value)
-    except MQTTException as error:
+        return properties, len(properties.pack())  # type: ignore[no-untyped-call]  # and this one
+    except (MQTTException, struct.error, TypeError, ValueError) as error:
         raise UsageError(f"MQTT cannot say this: {error}") from error
-    return properties
 
 
 def _received(message: paho.MQTTMessage) -> Received:

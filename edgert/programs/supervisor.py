@@ -308,7 +308,8 @@ class Supervisor:
     def _start(self, role: Role) -> None:
         if role == "world":
             plant = self.config.plant
-            arguments = ["--env", str(plant.env), "--seed", str(plant.seed), "--socket", str(self.layout.world)]
+            arguments = ["--env", str(plant.env), "--seed", str(plant.seed)]
+            arguments += ["--socket", str(self.layout.world), "--lock", str(self.layout.lock(role))]
         else:
             arguments = ["--config", str(self.config_path)]
         command = [sys.executable, "-m", f"edgert.programs.{role}", *arguments]

@@ -3,7 +3,7 @@
 The world does not move by itself. It steps once for each action it is told, and holds still while no actor is connected
 or the actor is silent; an actor that is killed finds it as it was. The frames are described in `ports.plant.simulated`.
 
-Run as `python -m edgert.programs.world --env MinAtar/Breakout-v1 --seed 1 --socket PATH`. Ended by SIGTERM or SIGINT.
+Run as `python -m edgert.programs.world --env MinAtar/Breakout-v1 --seed 1 --socket PATH --lock PATH`. Ended by SIGTERM or SIGINT.
 Exit codes: 0 ended by a signal, 1 error, 78 no such environment or one that edgert cannot show.
 """
 
@@ -147,10 +147,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--env", required=True, help="gymnasium id, e.g. MinAtar/Breakout-v1")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--socket", required=True, help="Unix socket to listen on")
+    parser.add_argument("--lock", required=True, help="file that keeps a second one from starting")
     options = parser.parse_args(argv)
     for ending in (signal.SIGTERM, signal.SIGINT):
         signal.signal(ending, lambda *_: sys.exit(0))
     try:
+        ipc.single_instance(options.lock)
         world = World(options.env, options.seed)
         try:
             with ipc.listen(options.socket) as listener:

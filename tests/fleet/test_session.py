@@ -107,6 +107,15 @@ def test_only_a_stable_link_forgives(age_s, failures_after):
     assert (after.at_s == NOW_S) is (failures_after == 1)
 
 
+@pytest.mark.parametrize(("phase", "failures", "age_s", "named"), [
+    (Phase.UP, 3, 10.0, True), (Phase.UP, 2, 10.0, False), (Phase.UP, 9, 61.0, False),
+    (Phase.CONNECTING, 9, 1.0, False),
+])  # fmt: skip
+def test_only_young_links_lost_again_and_again_are_flapping(phase, failures, age_s, named):
+    _, effects = step_link(Link(phase, failures, NOW_S - age_s), Lost(), NOW_S, 0.5)
+    assert (effects == [Fault("flapping")]) is named
+
+
 def test_connected_then_kicked_backs_off():
     link, waits = Link(), []
     now_s = 0.0

@@ -32,7 +32,9 @@ def test_thresholds_outside_zero_to_one_are_refused(wrong: float) -> None:
 
 
 @given(st.lists(st.floats(0, 1), max_size=6), st.integers(0, 9))
-def test_the_deepest_allowed_exit_is_forced_and_those_before_keep_their_thresholds(thresholds: list[float], deepest: int) -> None:
+def test_the_deepest_allowed_exit_is_forced_and_those_before_keep_their_thresholds(
+    thresholds: list[float], deepest: int
+) -> None:
     logits = exits.effective_thresholds(thresholds, deepest)
     assert logits.dtype == np.float32
     assert logits.shape == (len(thresholds),)

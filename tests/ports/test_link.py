@@ -83,3 +83,10 @@ def test_inbox_survives_more_wakeups_than_its_socket_holds(inbox):
         inbox.put(done)
     assert len(inbox.take()[0]) == 20_000
     assert not readable(inbox)
+
+
+def test_inbox_drops_what_may_be_lost_first(inbox):
+    for n, qos in enumerate((1, 1, 0)):
+        inbox.put(Received(topic="t", payload=b"%d" % n, qos=qos))
+    assert inbox.put(Received(topic="t", payload=b"3", qos=1)) == (True, None)
+    assert [e.payload for e in inbox.take()[0]] == [b"0", b"1", b"3"]

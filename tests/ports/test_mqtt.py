@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import select
@@ -286,14 +287,25 @@ def test_a_wrong_password_holds_off(fresh_mosquitto, client):
     assert wrong.look(LinkDown) == [down]
 
 
-def test_of_two_with_one_identity_the_first_holds_off(fresh_mosquitto, client):
-    first = client(fresh_mosquitto.url, "twin", rules=LinkRules()).up()
-    second = client(fresh_mosquitto.url, "twin", rules=LinkRules()).up()
-    down = first.down()
+def test_a_session_taken_over_holds_off(client):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        c = client(f"mqtt://127.0.0.1:{server.getsockname()[1]}", "twin", rules=LinkRules())
+        peer, _ = server.accept()
+        with peer:
+            peer.recv(1000)
+            peer.sendall(bytes.fromhex("2003000000 e0028e00"))
+            down = c.down()
     assert (down.reason_code, down.fault) == (0x8E, "duplicate-identity")
     assert down.retry_s > 55.0
-    second.say("edgert/twin")
-    assert second.look(LinkDown) == []
+
+
+def test_two_with_one_identity_do_not_fight_at_full_speed(fresh_mosquitto, client):
+    # mosquitto 2.0.11 ends the older connection without the DISCONNECT that MQTT 5 asks for.
+    twins = [client(fresh_mosquitto.url, "twin") for _ in range(2)]
+    twins[0].until(lambda: any("flapping" in t.mqtt.faults() for t in twins))
+    for twin in twins:
+        downs = twin.look(LinkDown)
+        assert all(d.fault == "flapping" for d in downs[4:])
 
 
 # ---- the socket
@@ -330,7 +342,8 @@ def test_more_than_1024_file_descriptors(mosquitto, client):
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_tls(fresh_mosquitto, client, tmp_path):
+@pytest.fixture
+def tls_broker(fresh_mosquitto, tmp_path):
     if shutil.which("openssl") is None:
         pytest.skip("openssl is not installed")
     key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
@@ -339,17 +352,30 @@ def test_tls(fresh_mosquitto, client, tmp_path):
          "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"],
         check=True, capture_output=True,
     )  # fmt: skip
-    port = broker.free_port()
     key.chmod(0o644)
+    port = broker.free_port()
     fresh_mosquitto.configure(f"listener {port} 127.0.0.1\ncertfile {cert}\nkeyfile {key}\n")
-    c = client(f"mqtts://127.0.0.1:{port}?ca={cert}", "tls").up()
+    return f"mqtts://127.0.0.1:{port}", cert
+
+
+def test_tls(tls_broker, client):
+    url, cert = tls_broker
+    c = client(f"{url}?ca={cert}", "tls").up()
     c.hears("edgert/tls")
     payloads = [bytes([n]) * 40_000 for n in range(5)]
     for payload in payloads:
         c.say("edgert/tls", payload)
     c.hear(*payloads)
-    stranger = client(f"mqtts://127.0.0.1:{port}", "stranger")
-    assert "certificate" in stranger.down().reason.lower()
+
+
+# paho drops the socket of a failed handshake without closing it; the interpreter does, and says so.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_certificate_nobody_vouches_for(tls_broker, client):
+    url, _ = tls_broker
+    c = client(url, "stranger")
+    assert "certificate" in c.down().reason.lower()
+    c.mqtt.close()
+    gc.collect()
 
 
 # ---- living through faults
@@ -404,7 +430,7 @@ def test_the_outbound_queue_is_bounded_and_told_to_be_full(fresh_mosquitto, clie
 
 
 def test_a_slow_owner_slows_the_broker_and_loses_no_qos1_message(mosquitto, client, until):
-    c = client(mosquitto.url, "slow", receive_maximum=5, max_events=7).up()
+    c = client(mosquitto.url, "slow", receive_maximum=5).up()
     c.hears("edgert/slow")
     speaker = client(mosquitto.url, "slow-speaker").up()
     for n in range(20):

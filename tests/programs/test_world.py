@@ -72,7 +72,7 @@ def start(directory: Path) -> Iterator[Start]:
     def start(env_id: str = "tinyworld:Tiny-v0", seed: int = 1, socket: str = "s") -> subprocess.Popen[str]:
         search = os.pathsep.join([str(directory), *filter(None, sys.path)])
         command = [sys.executable, "-m", "edgert.programs.world", "--env", env_id, "--seed", str(seed)]
-        command += ["--socket", str(directory / socket)]
+        command += ["--socket", str(directory / socket), "--lock", str(directory / f"{socket}.lock")]
         environ = {**os.environ, "PYTHONPATH": search}
         running.append(subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True))
         return running[-1]

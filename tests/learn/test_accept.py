@@ -1,0 +1,78 @@
+"""The gate: table of verdicts, and what it must never let through."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgert.learn.accept import Evidence, Limits, judge, regret
+
+
+def evidence(n: int = 100, taught: int = 100, seed: int = 0, **changes: object) -> Evidence:
+    """A candidate that is exactly the acting network, on random teacher values."""
+    rng = np.random.default_rng(seed)
+    q = rng.normal(size=(n, 4)).astype(np.float32)
+    acting = rng.integers(0, 4, n)
+    base = {
+        "acting": acting,
+        "candidate": acting,
+        "candidate_float": acting,
+        "candidate_head": rng.normal(size=(n, 5)).astype(np.float32),
+        "float_q": rng.normal(size=(n, 4)).astype(np.float32),
+        "teacher_q": q,
+        "taught": np.arange(n) < taught,
+        "acting_td": np.ones(n, np.float32),
+        "candidate_td": np.ones(n, np.float32),
+    }
+    return Evidence(**{**base, **changes})  # type: ignore[arg-type]  # a table of changes is not typed per field
+
+
+def test_an_equal_network_passes_and_a_better_one_too() -> None:
+    assert judge(evidence(), Limits()).accepted
+    e = evidence()
+    better = judge(e._replace(candidate=e.teacher_q.argmax(1), candidate_float=e.teacher_q.argmax(1)), Limits())
+    assert better.accepted and better.detail["regret_after"] == 0 < better.detail["regret_before"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "failed"),
+    [
+        ({"n": 49, "taught": 49}, {"held-out"}),
+        ({"candidate_head": np.full((100, 5), np.nan, np.float32)}, {"finite"}),
+        ({"taught": 29, "candidate_td": np.full(100, 1.2, np.float32)}, {"td-error"}),
+    ],
+)
+def test_each_check_fails_by_name(changes: dict[str, object], failed: set[str]) -> None:
+    verdict = judge(evidence(**changes), Limits())  # type: ignore[arg-type]  # as above
+    assert not verdict.accepted and {name for name, passed in verdict.checks.items() if not passed} == failed
+
+
+def test_rounding_that_flips_good_actions_is_refused_and_ties_are_forgiven() -> None:
+    e = evidence()
+    best, worst = e.float_q.argmax(1), e.float_q.argmin(1)
+    assert not judge(e._replace(candidate=worst, candidate_float=best), Limits()).checks["rounding"]
+    tied = np.repeat(e.float_q[:, :1], 4, 1) + np.array([0, 0, 0, -1], np.float32)
+    other = np.where(best == 3, 0, best)
+    verdict = judge(e._replace(float_q=tied, candidate=(other + 1) % 3, candidate_float=other % 3), Limits())
+    assert verdict.checks["rounding"] and verdict.detail["int8_agreement"] == 0
+
+
+def test_nothing_held_out_is_a_refusal_not_a_crash() -> None:
+    assert not judge(evidence(n=0, taught=0), Limits()).accepted
+
+
+@given(seed=st.integers(0, 10_000))
+def test_the_teachers_worst_actions_never_pass(seed: int) -> None:
+    e = evidence(seed=seed)
+    best, worst = e.teacher_q.argmax(1), e.teacher_q.argmin(1)
+    assert not judge(e._replace(acting=best, candidate=worst, candidate_float=worst), Limits()).accepted
+
+
+@given(seed=st.integers(0, 10_000))
+def test_regret_is_zero_for_the_best_and_never_negative(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    q = rng.normal(size=(20, 3)).astype(np.float32)
+    assert (regret(q, q.argmax(1)) == 0).all()
+    assert (regret(q, rng.integers(0, 3, 20)) >= 0).all()

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import subprocess
+import sys
+import warnings
+import zipfile
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgert import bundle
+from edgert.errors import ArtifactError
+
+CONTENT = {"policy.onnx": b"graph" * 50, "params.f32": b"\0" * 64, "golden.obs": b"", "golden.head": b"h"}
+
+
+def manifest(**changed: Any) -> bundle.Manifest:
+    fields = {
+        "name": "n",
+        "task": "t",
+        "created": "2026-01-01T00:00:00+00:00",
+        "edgert": "0",
+        "observation": bundle.Observation((2, 2, 1), 1.0),
+        "action": bundle.Action(3),
+        "control_rate_hz": 20.0,
+        "gamma": 0.99,
+        "net": {"any": "thing"},
+        "thresholds": (0.5,),
+        "exits": (bundle.Exit(10), bundle.Exit(20)),
+        "safe_action": 0,
+        "ranges": {"t0.0": (0.0, 1.0)},
+        "golden": bundle.Golden(1, 0.1),
+        "provenance": {"seed": 1},
+    }
+    return bundle.Manifest(**{**fields, **changed})
+
+
+def unzip(data: bytes) -> dict[str, bytes]:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def rezip(members: list[tuple[str, bytes]], compression: int = zipfile.ZIP_STORED) -> bytes:
+    packed = io.BytesIO()
+    with warnings.catch_warnings(), zipfile.ZipFile(packed, "w", compression) as archive:
+        warnings.simplefilter("ignore")  # a duplicate name is the point of one test
+        for name, content in members:
+            archive.writestr(name, content)
+    return packed.getvalue()
+
+
+def edited(**changed: Any) -> bytes:
+    """A bundle whose manifest says something else."""
+    members = unzip(bundle.write(manifest(), CONTENT))
+    document = {**json.loads(members["manifest.json"]), **changed}
+    return rezip([*{**members, "manifest.json": json.dumps(document).encode()}.items()])
+
+
+def test_what_is_written_is_read() -> None:
+    found = bundle.read(bundle.write(manifest(), CONTENT, {"later": [1, 2]}))
+    assert found.members == CONTENT
+    assert found.unknown == {"later": [1, 2]}
+    assert found.signature is None
+    assert found.manifest == msgspec.structs.replace(manifest(), members=found.manifest.members)
+    for name, member in found.manifest.members.items():
+        assert member == bundle.Member(hashlib.sha256(CONTENT[name]).hexdigest(), len(CONTENT[name]))
+
+
+def test_equal_content_gives_equal_bytes_and_rewriting_loses_nothing() -> None:
+    first = bundle.write(manifest(), CONTENT, {"later": {"b": 1, "a": 2}})
+    again = bundle.read(first)
+    assert bundle.write(again.manifest, again.members, again.unknown) == first
+
+
+def test_a_deflated_bundle_and_one_with_a_signature_are_read() -> None:
+    members = unzip(bundle.write(manifest(), CONTENT))
+    found = bundle.read(rezip([*members.items(), ("signature", b"s" * 64)], zipfile.ZIP_DEFLATED))
+    assert found.members == CONTENT
+    assert found.signature == b"s" * 64
+
+
+@pytest.mark.parametrize("name", bundle.MEMBERS)
+def test_a_changed_or_missing_member_is_refused_by_name(name: str) -> None:
+    members = unzip(bundle.write(manifest(), CONTENT))
+    with pytest.raises(ArtifactError, match=name):
+        bundle.read(rezip([*{**members, name: members[name] + b"x"}.items()]))
+    if members[name]:
+        with pytest.raises(ArtifactError, match=name):
+            bundle.read(rezip([*{**members, name: b"?" * len(members[name])}.items()]))
+    with pytest.raises(ArtifactError, match=name):
+        bundle.read(rezip([(k, v) for k, v in members.items() if k != name]))
+    with pytest.raises(ArtifactError, match=name):
+        bundle.write(manifest(), {k: v for k, v in CONTENT.items() if k != name})
+
+
+@pytest.mark.parametrize("name", ["../policy.onnx", "/etc/passwd", "extra", "policy.onnx", "dir/", "Manifest.json"])
+def test_unexpected_and_second_members_are_refused(name: str) -> None:
+    members = unzip(bundle.write(manifest(), CONTENT))
+    with pytest.raises(ArtifactError, match="member"):
+        bundle.read(rezip([*members.items(), (name, b"")]))
+
+
+@pytest.mark.parametrize(
+    ("changed", "where"),
+    [
+        ({"format": 2}, "format"),
+        ({"thresholds": []}, "thresholds"),
+        ({"thresholds": [0.5, 0.5]}, "thresholds"),
+        ({"thresholds": [1.5]}, "thresholds"),
+        ({"thresholds": [None]}, "thresholds"),
+        ({"safe_action": 3}, "safe_action"),
+        ({"safe_action": -1}, "safe_action"),
+        ({"exits": []}, "exits"),
+        ({"gamma": 2}, "gamma"),
+        ({"control_rate_hz": 0}, "control_rate_hz"),
+        ({"observation": {"shape": [2, 2], "scale": 1}}, "shape"),
+        ({"observation": {"shape": [2, 2, 1], "scale": 1, "dtype": "float32"}}, "dtype"),
+        ({"observation": {"shape": [2, 2, 1], "scale": 1, "channels": ["a", "b"]}}, "channels"),
+        ({"action": {"n": 3, "names": ["a"]}}, "names"),
+        ({"members": {}}, "members"),
+        ({"members": {"../x": {"sha256": "0" * 64, "bytes": 0}}}, "members"),
+        ({"golden": {"count": 0, "max_head_error": 0}}, "golden"),
+        ({"golden": {"count": 1, "max_head_error": -1}}, "golden"),
+    ],
+)
+def test_a_manifest_that_breaks_the_schema_is_refused_by_key(changed: dict[str, Any], where: str) -> None:
+    with pytest.raises(ArtifactError, match=where):
+        bundle.read(edited(**changed))
+
+
+def test_what_cannot_be_written_in_json_is_refused() -> None:
+    for poison in (float("nan"), object()):
+        with pytest.raises(ArtifactError, match="manifest"):
+            bundle.write(manifest(provenance={"x": poison}), CONTENT)
+    with pytest.raises(ArtifactError, match="safe_action"):
+        bundle.write(manifest(safe_action=9), CONTENT)
+
+
+def test_a_bomb_is_not_unpacked() -> None:
+    members = unzip(bundle.write(manifest(), CONTENT))
+    big = rezip([*{**members, "manifest.json": b" " * (2 << 20)}.items()], zipfile.ZIP_DEFLATED)
+    assert len(big) < 100_000
+    with pytest.raises(ArtifactError, match="larger"):
+        bundle.read(big)
+    honest = rezip([("manifest.json", b" " * 50_000)], zipfile.ZIP_DEFLATED)
+    at = honest.index(b"PK\x01\x02") + 24
+    lying = honest[:at] + (10).to_bytes(4, "little") + honest[at + 4 :]
+    with pytest.raises(ArtifactError):
+        bundle.read(lying)
+
+
+def test_the_schema_hash_names_observation_and_action_only() -> None:
+    one = bundle.schema_hash(manifest())
+    assert one == bundle.schema_hash(manifest(name="other", thresholds=(0.1,), net={}))
+    assert one != bundle.schema_hash(manifest(action=bundle.Action(4)))
+    assert one != bundle.schema_hash(manifest(observation=bundle.Observation((2, 2, 1), 0.5)))
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_refused(junk: bytes) -> None:
+    with pytest.raises(ArtifactError):
+        bundle.read(junk)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_damage_is_refused_or_outside_what_is_read(data: st.DataObject) -> None:
+    whole = bundle.write(manifest(), CONTENT)
+    damaged = bytearray(whole)
+    for _ in range(data.draw(st.integers(1, 3))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    for candidate in (bytes(damaged), whole[: data.draw(st.integers(0, len(whole) - 1))]):
+        with contextlib.suppress(ArtifactError):
+            assert bundle.read(candidate).members == CONTENT
+
+
+def test_importing_the_format_does_not_import_numpy() -> None:
+    code = "import sys, edgert.bundle; raise SystemExit('numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import collections
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgert import onnxfile, quant
+from edgert.nets import Conv, Dense, MaxPool, NetSpec, Relu, forward, initialise, macs
+from edgert.policy import artifact
+
+onnx = pytest.importorskip("onnx")
+ort = pytest.importorskip("onnxruntime")
+pytest.importorskip("gymnasium")
+from tools import export  # noqa: E402 - after the skips
+from tools.nets import student, teacher  # noqa: E402 - after the skips
+
+SPECS = {
+    "student": student((10, 10, 4), 3),
+    "teacher": teacher((10, 10, 4), 3),
+    "padded": NetSpec(
+        (12, 12, 3),
+        5,
+        trunk=((Conv(8, 3, 1, 1), Relu(), MaxPool(2, 2)), (Conv(8, 3), Relu()), (Dense(16), Relu())),
+        heads=((Dense(12), Relu()), (MaxPool(2, 2),), ()),
+        input_scale=1 / 255,
+    ),
+}
+
+
+def made(spec: NetSpec, seed: int = 0) -> tuple[Any, np.ndarray, dict[str, np.ndarray]]:
+    rng = np.random.default_rng(seed)
+    params = initialise(spec, rng)
+    obs = rng.integers(0, 2 if spec.input_scale == 1 else 256, (16, *spec.input_shape)).astype(np.uint8)
+    return params, obs, quant.quantize(params, quant.calibrate(params, obs))
+
+
+def open_session(model: bytes, optimized: str = "") -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    options.optimized_model_filepath = optimized
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def count(graph: Any) -> collections.Counter[str]:
+    """Operators of a graph and all its branches."""
+    total: collections.Counter[str] = collections.Counter()
+    for node in graph.node:
+        total[node.op_type] += 1
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                total += count(attribute.g)
+    return total
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_onnxruntime_fuses_every_layer_into_an_integer_kernel(name: str, tmp_path: Any) -> None:
+    spec = SPECS[name]
+    path = tmp_path / "optimized.onnx"
+    open_session(export.build(spec, made(spec)[2]), str(path))
+    operators = count(onnx.load(str(path)).graph)
+    layers = [step.placed.layer for stage in quant.steps(spec) for step in (*stage.trunk, *stage.head)]
+    assert operators["QLinearConv"] == sum(isinstance(layer, Conv) for layer in layers)
+    assert operators["QGemm"] == sum(isinstance(layer, Dense) for layer in layers)
+    assert operators["NhwcMaxPool"] + operators["MaxPool"] == sum(isinstance(layer, MaxPool) for layer in layers)
+    assert not {"Conv", "Gemm", "FusedConv", "FusedGemm", "QuantizeLinear", "DequantizeLinear", "Relu"} & set(operators)
+    assert "Transpose" not in operators, "tensors between layers must stay in the kernels' own order"
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_every_graph_gives_what_the_reference_gives(name: str) -> None:
+    spec = SPECS[name]
+    params, obs, tensors = made(spec)
+    last = spec.n_exits - 1
+    for build, heads, tolerance in (
+        (lambda exits: export.build(spec, tensors, exits), quant.forward(spec, tensors, obs), 1e-6),
+        (lambda exits: export.build_float(params, exits), forward(params, obs), 1e-5),
+    ):
+        decided, alone, flat = (open_session(build(exits)) for exits in ("if", "last", "all"))
+        for i in range(len(obs)):
+            one = {"obs": obs[i : i + 1]}
+            for k in range(spec.n_exits):
+                thresholds = np.array([np.inf] * k + [-np.inf] * (last - k), np.float32)
+                head, exit_ = decided.run(["head", "exit"], {**one, "threshold": thresholds} if last else one)
+                assert exit_.tolist() == [k]
+                assert head[0] == pytest.approx(heads[k][i], rel=tolerance, abs=tolerance)
+                assert flat.run([f"head.{k}"], one)[0][0] == pytest.approx(heads[k][i], rel=tolerance, abs=tolerance)
+            assert alone.run(None, one)[0][0] == pytest.approx(heads[last][i], rel=tolerance, abs=tolerance)
+
+
+def test_each_branch_owns_its_weights_and_all_can_be_patched() -> None:
+    spec = SPECS["student"]
+    _, _, tensors = made(spec)
+    model = export.build(spec, tensors)
+    outer = {tensor.name for tensor in onnx.load_model_from_string(model).graph.initializer}
+    assert {"t0.0.w", "h0.out.w"} <= outer
+    assert not any(name.startswith(("t1", "h1", "t2", "h2")) for name in outer)
+    assert tensors.keys() <= onnxfile.index(model).keys()
+    _, _, others = made(spec, 1)
+    assert onnxfile.patch(model, others) == export.build(spec, others)
+    assert export.build(spec, tensors) == model
+
+
+def test_taken_is_the_first_exit_that_is_sure() -> None:
+    heads = {
+        k: np.array([[0, 0, c] for c in logits], np.float32)
+        for k, logits in enumerate(([2, -2, -2], [2, 2, -2], [9, 9, 9]))
+    }
+    assert export.taken(heads, [0.5, 0.5]).tolist() == [0, 1, 2]
+    assert export.taken(heads, [1, 1]).tolist() == [2, 2, 2]
+    assert export.taken(heads, [1, 0]).tolist() == [1, 1, 1]
+
+
+def test_thresholds_are_fitted_on_what_reaches_the_exit() -> None:
+    # Exit 0 is right and sure on the first two; exit 1 would be wrong there, and is right on the rest.
+    heads = {
+        0: np.array([[1, 0, 3], [1, 0, 3], [0, 1, -3], [0, 1, -3]], np.float32),
+        1: np.array([[0, 1, 1], [0, 1, 1], [1, 0, 1], [1, 0, 1]], np.float32),
+        2: np.array([[1, 0, 0]] * 4, np.float32),
+    }
+    thresholds = export.fit_thresholds(heads, 0.95)
+    assert export.taken(heads, thresholds).tolist() == [0, 0, 1, 1]
+
+
+def test_the_command_line_makes_a_bundle_from_a_run(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("minatar")
+    run, out = tmp_path / "run", tmp_path / "made" / "small.edgert"
+    run.mkdir()
+    spec = SPECS["student"]
+    initialise(spec, np.random.default_rng(0)).flat.tofile(run / "best.f32")
+    (run / "run.json").write_text(json.dumps({"env": "MinAtar/Breakout-v1", "net": "student"}))
+    arguments = [
+        "--run",
+        str(run),
+        "--task",
+        "breakout",
+        "--out",
+        str(out),
+        "--episodes",
+        "2",
+        "--watch-episodes",
+        "2",
+        "--float",
+    ]
+    assert export.main([*arguments, "--golden", "8", "--calibration", "64"]) == 0
+    policy = artifact.load(out.read_bytes())
+    assert policy.spec == spec
+    assert policy.manifest.task == "breakout"
+    assert policy.manifest.provenance["run"]["net"] == "student"
+    assert len(policy.golden_obs) <= 8
+    rows = policy.manifest.provenance["export"]["exits"]
+    assert [row["macs"] for row in rows] == macs(spec)
+    assert sum(row["share"] for row in rows) == pytest.approx(1, abs=1e-3)
+    assert set(policy.manifest.provenance["export"]["returns"]) >= {"float, last exit", "int8, with thresholds"}
+    assert onnx.load(str(out.with_suffix(".float.onnx"))).graph.input[0].name == "obs"
+    assert str(out) in capsys.readouterr().out
