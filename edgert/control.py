@@ -314,7 +314,7 @@ def step(world: World, event: Input, now_s: float) -> tuple[World, list[Effect]]
     match event:
         case Sensed(readings):
             world = _allot(replace(world, readings=readings), now_s, effects)
-        case Spawned(role, pid):
+        case Spawned(role, pid) if role in world.children:
             world = _set_child(world, role, pid=pid, connected=False, since_s=now_s)
         case Connected(role, pid):
             world = _connected(world, role, pid, now_s, effects)
@@ -334,7 +334,7 @@ def step(world: World, event: Input, now_s: float) -> tuple[World, list[Effect]]
             world = _outbox(world, session.Stored(first, last), now_s, effects)
         case Refused(seq):
             world = _outbox(world, session.Refused(seq), now_s, effects)
-        case Tick():
+        case Tick() | Spawned():
             world = _outbox(world, session.Tick(), now_s, effects)
         case _:
             assert_never(event)

@@ -23,7 +23,7 @@ MAX_PAYLOAD_BYTES = 1 << 20
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=4096)]
 Side = Annotated[int, msgspec.Meta(ge=1, le=4096)]
-Sequence = Annotated[int, msgspec.Meta(ge=0, lt=1 << 63)]
+Sequence = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 

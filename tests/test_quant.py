@@ -176,3 +176,23 @@ def test_observations_of_another_kind_are_refused(obs: np.ndarray) -> None:
         quant.calibrate(params, obs)
     with pytest.raises(UsageError):
         quant.calibrate(params, good[:0])
+
+
+def test_fitting_takes_out_the_shift_that_rounding_adds_to_each_output() -> None:
+    rng = np.random.default_rng(5)
+    params = initialise(SMALL, rng)
+    for name, view in params.views.items():
+        if name.endswith("out.w"):
+            view += 0.5  # values far from zero with small differences: what a discounted return looks like
+    obs = rng.integers(0, 2, (256, *SMALL.input_shape)).astype(np.uint8)
+    fitted = quant.fit(params, obs)
+    assert fitted.ranges == quant.calibrate(params, obs)
+    rounded = quant.quantize(params, fitted.ranges)
+    wanted = forward(params, obs)
+    for k, exact in wanted.items():
+        shift = np.abs((exact - quant.forward(SMALL, fitted.tensors, obs)[k]).mean(0))
+        before = np.abs((exact - quant.forward(SMALL, rounded, obs)[k]).mean(0))
+        assert shift.max() < 0.05 * before.max() + 1e-5
+    assert {name for name in rounded if not np.array_equal(rounded[name], fitted.tensors[name])} <= {
+        f"h{k}.out.b" for k in wanted
+    }

@@ -309,8 +309,7 @@ def main(argv: list[str] | None = None) -> int:
         seed=30_000_000 + args.seed * 1000,
     )
     calibration, held_out = met[: len(met) // 2], met[len(met) // 2 :]
-    ranges = quant.calibrate(params, calibration)
-    tensors = quant.quantize(params, ranges)
+    ranges, tensors = quant.fit(params, calibration)
     net = quant.IntNet(spec, tensors)
     heads, float_heads = net.heads(held_out), forward(params, held_out)
     thresholds = fit_thresholds(heads, args.agreement)

@@ -110,6 +110,9 @@ def step_link(
         The state after, and what to do. Faults are `duplicate-identity`, `refused`, and `flapping`: accepted and lost
         again and again, by a bad radio, or by a duplicate identity at a broker that does not say so (mosquitto 2.0.11).
 
+    Raises:
+        nothing.
+
     Source:
         "Full jitter" of M. Brooker, Exponential Backoff and Jitter, AWS Architecture Blog, 2015. Holding off after a
         take-over is ours: two devices with one identity would otherwise throw each other out several times a second.
@@ -265,6 +268,9 @@ def open_outbox(stream: str, first: int, last: int, rules: OutboxRules = OUTBOX_
     Returns:
         An offline outbox.
 
+    Raises:
+        nothing.
+
     Source:
         ours: `reached` starts at `last`, since an earlier run of this process may have sent all of it and its
         acknowledgement may still be under way.
@@ -286,6 +292,9 @@ def step_outbox(
     Returns:
         The state after, and what to do, in that order. Faults are `absurd-ack` (beyond what was ever sent) and
         `foreign-ack` (another stream); both are otherwise ignored.
+
+    Raises:
+        nothing.
 
     Source:
         Go-back-N with cumulative acknowledgement (J. Postel, RFC 793, 3.7) and doubling time-out (RFC 6298, 5.5); the

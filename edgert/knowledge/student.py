@@ -121,8 +121,8 @@ class Student:
             UsageError: a number is not positive.
 
         """
-        if min(capacity, batch, timeout_s, max_pending, max_bytes) <= 0 or not wait_s >= 0:
-            raise UsageError("capacity, batch, timeout_s, max_pending and max_bytes must be positive")
+        if not all(each > 0 for each in (capacity, batch, timeout_s, max_pending, max_bytes)) or not wait_s >= 0:
+            raise UsageError("capacity, batch, timeout_s, max_pending and max_bytes must be positive, wait_s 0 or more")
         self.counters = Counters()
         self.faults: dict[str, int] = {}
         self._capacity, self._batch, self._timeout_s = capacity, batch, timeout_s

@@ -145,7 +145,7 @@ def pack(
 def derive(
     parent: Policy,
     params: Params,
-    ranges: Mapping[str, tuple[float, float]],
+    quantized: quant.Quantized,
     *,
     created: str,
     provenance: Mapping[str, Any],
@@ -156,7 +156,7 @@ def derive(
     Args:
         parent: the policy it started from; graph, schema and golden observations are taken from there.
         params: the new parameters.
-        ranges: of `quant.calibrate` with them.
+        quantized: of `quant.fit` with them.
         created: UTC, ISO 8601.
         provenance: where the new network comes from.
         thresholds: confidences 0..1; None keeps the parent's.
@@ -171,12 +171,12 @@ def derive(
     """
     if params.spec != parent.spec:
         raise ArtifactError("the new parameters belong to another network than the bundle they should replace")
-    onnx = onnxfile.patch(parent.onnx, quant.quantize(params, ranges))
+    onnx = onnxfile.patch(parent.onnx, quantized.tensors)
     manifest = msgspec.structs.replace(
         parent.manifest,
         created=created,
         edgert=__version__,
-        ranges=dict(ranges),
+        ranges=quantized.ranges,
         provenance=dict(provenance),
         thresholds=parent.manifest.thresholds if thresholds is None else tuple(thresholds),
     )

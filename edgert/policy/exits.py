@@ -7,7 +7,7 @@ speak in logits, so that is what runtimes compare.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -134,6 +134,29 @@ def choose(head: F32) -> Choice:
     if not values or not math.isfinite(sum(values) + logit_):
         raise ArtifactError(f"the policy answered {head.tolist()}, which is not finite: it must not act")
     return Choice(values.index(max(values)), confidence(logit_))
+
+
+def decide(heads: Mapping[int, F32], threshold_logits: F32) -> npt.NDArray[np.integer]:
+    """What the act loop would do on a batch of observations.
+
+    Args:
+        heads: exit -> (n, n_actions + 1) float32, every exit.
+        threshold_logits: (n_exits - 1,) float32.
+
+    Returns:
+        (n,) greedy actions of the first exit that is sure enough.
+
+    Raises:
+        KeyError: an exit is missing. A caller's bug.
+    Source:
+        BranchyNet (Teerapittayanon et al. 2016) Algorithm 1, for many observations at once.
+    """
+    last = len(heads) - 1
+    chosen = np.asarray(heads[last][:, :-1].argmax(1))
+    for k in range(last - 1, -1, -1):
+        sure = heads[k][:, -1] >= threshold_logits[k]
+        chosen[sure] = heads[k][sure, :-1].argmax(1)
+    return chosen
 
 
 def fit_threshold(logits: F32, agrees: npt.NDArray[np.bool_], wanted: float = 0.95) -> float:

@@ -20,7 +20,7 @@ from edgert.ports.store import write_atomic
 RUNNING_MEAN = 10
 _BLUE, _ORANGE, _GREEN, _RED, _GREY = "#2f6db5", "#d9822b", "#3a8f5c", "#c0392b", "#9aa3ad"
 _SHADES = ("#a8c8ea", "#5b95d1", "#24568f", "#12304f")
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 9,
@@ -62,8 +62,8 @@ def write(folder: Path, document: Mapping[str, Any]) -> Path:
 
     Args:
         folder: made if missing.
-        document: of `programs.demo`: `title`, `checks`, `facts`, `devices` with `series`, `returns`, `swaps` and `totals`,
-            `teachers`, `events`; all times in it count in seconds from its start.
+        document: of `programs.demo`: `title`, `summary`, `checks`, `facts`, `devices` with `series`, `returns`, `swaps`
+            and `totals`, `teachers`, `events`; all times in it count in seconds from its start.
 
     Returns:
         The page's path.
@@ -90,7 +90,11 @@ def render(document: Mapping[str, Any]) -> str:
     """
     devices: Mapping[str, Mapping[str, Any]] = document["devices"]
     figures: list[tuple[str, str, Draw]] = [
-        ("Return", "One dot an episode, its running mean, and a line where a network trained on the device took over.", _returns),
+        (
+            "Return",
+            "One dot an episode, its running mean, and a line where a network trained on the device took over.",
+            _returns,
+        ),
         ("Decisions", "Decisions a second against the nominal rate, and the ticks missed so far.", _decisions),
         ("Exits", "Which exit answered, for each network that acted.", _exits),
         ("Latency", "Observation in hand to action chosen, over the last minute.", _latency),
@@ -127,14 +131,15 @@ def _checks(checks: Sequence[Mapping[str, Any]]) -> str:
 def _table(head: Sequence[str], rows: Any) -> str:
     top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
     body = "".join(
-        "<tr>" + "".join(f"<td class='n'>{html.escape(_text(cell))}</td>" for cell in row) + "</tr>" for row in rows
+        "<tr>" + "".join(f"<td class='n'>{html.escape(text(cell))}</td>" for cell in row) + "</tr>" for row in rows
     )
     return f"<table><tr>{top}</tr>{body}</table>"
 
 
-def _text(value: object) -> str:
+def text(value: object) -> str:
+    """Any plain value in words."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_text(each)}" for key, each in value.items())
+        return ", ".join(f"{key} {text(each)}" for key, each in value.items())
     return "-" if value is None else f"{value:,.4g}" if isinstance(value, float) else str(value)
 
 
@@ -146,12 +151,21 @@ def _totals(devices: Mapping[str, Mapping[str, Any]]) -> str:
         ("process start to first action", lambda t: number(t["first_action_s"], " s", 2)),
         ("latency p50 / p99", lambda t: f"{_ms(t['p50_s'])} / {_ms(t['p99_s'])}"),
         ("episodes", lambda t: f"{t['episodes']:,}"),
-        ("return, first and last third", lambda t: f"{number(t['return_first'], digits=2)} → {number(t['return_last'], digits=2)}"),
+        (
+            "return, first and last third",
+            lambda t: f"{number(t['return_first'], digits=2)} → {number(t['return_last'], digits=2)}",
+        ),
         ("gradient steps", lambda t: f"{t['steps']:,.0f}"),
-        ("observations asked / answered / joined", lambda t: f"{t['asked']:,.0f} / {t['answered']:,.0f} / {t['joined']:,.0f}"),
+        (
+            "observations asked / answered / joined",
+            lambda t: f"{t['asked']:,.0f} / {t['answered']:,.0f} / {t['joined']:,.0f}",
+        ),
         ("bytes to / from teachers", lambda t: f"{amount(t['ask_bytes'])} / {amount(t['answer_bytes'])}"),
-        ("networks offered / accepted / swapped in", lambda t: f"{t['candidates']:,.0f} / {t['accepted']:,.0f} / {t['swaps']}"),
-        ("events recorded / arrived", lambda t: f"{_text(t['events_recorded'])} / {t['events_arrived']}"),
+        (
+            "networks offered / accepted / swapped in",
+            lambda t: f"{t['candidates']:,.0f} / {t['accepted']:,.0f} / {t['swaps']}",
+        ),
+        ("events recorded / arrived", lambda t: f"{text(t['events_recorded'])} / {t['events_arrived']}"),
         ("resident memory, at most", lambda t: ", ".join(f"{k} {amount(v)}" for k, v in t["rss_bytes"].items())),
     ]
     return _table(("", *devices), ((name, *(show(d["totals"]) for d in devices.values())) for name, show in rows))
@@ -177,8 +191,8 @@ def _svg(devices: Mapping[str, Mapping[str, Any]], draw: Draw) -> str:
             draw(panel, device)
         picture = io.StringIO()
         figure.savefig(picture, format="svg", metadata={"Date": None})
-    text = picture.getvalue()
-    return text[text.index("<svg") :]
+    drawn = picture.getvalue()
+    return drawn[drawn.index("<svg") :]
 
 
 def _legend(panel: Any, *others: Any) -> None:
@@ -225,7 +239,9 @@ def _returns(panel: Any, device: Mapping[str, Any]) -> None:
     if device["returns"]:
         times, values = zip(*device["returns"], strict=True)
         panel.plot(times, values, "o", color=_BLUE, markersize=3, alpha=0.45, label="episode")
-        means = [sum(values[max(0, i + 1 - RUNNING_MEAN) : i + 1]) / min(i + 1, RUNNING_MEAN) for i in range(len(values))]
+        means = [
+            sum(values[max(0, i + 1 - RUNNING_MEAN) : i + 1]) / min(i + 1, RUNNING_MEAN) for i in range(len(values))
+        ]
         panel.plot(times, means, color=_BLUE, linewidth=1.8, label=f"mean of {RUNNING_MEAN}")
     panel.set_ylim(bottom=0)
     _legend(panel)
@@ -305,6 +321,8 @@ def _cost(panel: Any, device: Mapping[str, Any]) -> None:
     panel.set_ylim(bottom=0)
     other = _second(panel, "battery %", _ORANGE)
     percentages = [v if v is None else 100 * v for v in device["series"]["battery_frac"]]
-    _lines(other, {"t_s": device["series"]["t_s"], "b": percentages}, "b", color=_ORANGE, linewidth=1.2, label="battery")
+    _lines(
+        other, {"t_s": device["series"]["t_s"], "b": percentages}, "b", color=_ORANGE, linewidth=1.2, label="battery"
+    )
     other.set_ylim(0, 100)
     _legend(panel, other)

@@ -1,6 +1,6 @@
 """What a person sees of running devices: their status documents over time, as a live table or as plain lines.
 
-Only this file knows rich, and without it (or in a pipe) everything is plain text. The words and figures are the same in both.
+Only this file knows rich; without it, or in a pipe, everything is plain text, in the same words and figures.
 """
 
 from __future__ import annotations
@@ -224,7 +224,9 @@ def cells(history: History, fancy: bool = False) -> list[tuple[str, str]]:
     why = (status.get("budget") or {}).get("why") or {}
     reasons = ", ".join(sorted({reason for reason in why.values() if reason != "ok"})) or "nothing scarce"
     cpu = ", ".join(f"{name} {percent(history.cpu_frac(name))}" for name in PROCESSES if name in last.cpu_s)
-    up_bytes, down_bytes = (grown([0, *(getattr(s, n) for s in history.samples)]) for n in ("ask_bytes", "answer_bytes"))
+    up_bytes, down_bytes = (
+        grown([0, *(getattr(s, n) for s in history.samples)]) for n in ("ask_bytes", "answer_bytes")
+    )
     state = "up" if link.get("up") else f"DOWN: {link.get('reason') or 'not connected'}"
     battery = f"{percent(last.battery_frac)} battery, " if last.battery_frac is not None else ""
     restarts = {role: child["restarts"] for role, child in (status.get("children") or {}).items() if child["restarts"]}
@@ -269,7 +271,8 @@ def line(device: str, history: History) -> str:
         return f"{device}: not heard of yet"
     shown = dict(cells(history))
     return f"{device}: " + "; ".join(
-        f"{name} {shown[name]}" for name in ("return", "decisions", "latency", "teacher", "training", "networks", "link")
+        f"{name} {shown[name]}"
+        for name in ("return", "decisions", "latency", "teacher", "training", "networks", "link")
     )
 
 

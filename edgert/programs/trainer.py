@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from edgert import quant, wire
 from edgert.bundle import schema_hash
@@ -49,25 +48,6 @@ STEPS_AT_ONCE = 8
 """Gradient steps between two looks at the supervisor and the ring."""
 
 log = logging.getLogger("edgert.trainer")
-
-
-def actions(heads: dict[int, F32], threshold_logits: F32) -> npt.NDArray[np.integer]:
-    """What the act loop would do: per observation the greedy action of the first exit that is sure enough."""
-    last = len(heads) - 1
-    chosen = heads[last][:, :-1].argmax(1)
-    for k in range(last - 1, -1, -1):
-        sure = heads[k][:, -1] >= threshold_logits[k]
-        chosen[sure] = heads[k][sure, :-1].argmax(1)
-    return np.asarray(chosen)
-
-
-def every_exit(net: quant.IntNet, obs: U8) -> dict[int, F32]:
-    """exit -> (n, n_actions + 1) float32 heads of an int8 network."""
-    heads, x = {}, obs
-    for k in range(net.spec.n_exits):
-        x = net.trunk(k, x)
-        heads[k] = net.head(k, x)
-    return heads
 
 
 def fit_thresholds(heads: dict[int, F32]) -> tuple[float, ...]:
@@ -310,17 +290,17 @@ class Trainer:
         if len(probe.obs) < MIN_PROBE:
             return
         self.counters["candidates"] += 1
-        # Thresholds are fitted on one half of what was held out and judged on the other.
+        # Rounding and thresholds are fitted on one half of what was held out and judged on the other.
         fit, check = (Batch._make(column[start::2] for column in probe) for start in (0, 1))
         params = self.learner.params
         try:
-            ranges = quant.calibrate(params, probe.obs)
-            candidate = quant.IntNet(self.spec, quant.quantize(params, ranges))
-            thresholds = self.config.policy.thresholds or fit_thresholds(every_exit(candidate, fit.obs))
+            quantized = quant.fit(params, fit.obs)
+            candidate = quant.IntNet(self.spec, quantized.tensors)
+            thresholds = self.config.policy.thresholds or fit_thresholds(candidate.heads(fit.obs))
             verdict = self._judge(candidate, thresholds, check)
             path = sha256 = ""
             if verdict.accepted:
-                path, sha256 = self._store(self._bundle(ranges, thresholds, verdict))
+                path, sha256 = self._store(self._bundle(quantized, thresholds, verdict))
                 self.acting, self.thresholds = candidate, thresholds
         except (ArtifactError, StoreError) as error:
             self._fault("candidate-not-made")
@@ -329,13 +309,13 @@ class Trainer:
         log.info("candidate %d %s: %s", self.counters["candidates"], "accepted" if path else "refused", verdict)
         self.parent.send(Candidate(self.counters["generation"], path, sha256, verdict.checks, verdict.detail))
 
-    def _bundle(self, ranges: quant.Ranges, thresholds: Sequence[float], verdict: Verdict) -> bytes:
+    def _bundle(self, quantized: quant.Quantized, thresholds: Sequence[float], verdict: Verdict) -> bytes:
         taught, _, _ = self.replay.taught()
         trained = {"device": self.config.device.id, "steps": self.learner.steps, "taught": len(taught)}
         return artifact.derive(
             self.policy,
             self.learner.params,
-            ranges,
+            quantized,
             created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             provenance={"parent": self.policy.manifest.name, "trained_on_device": trained, "gate": verdict.detail},
             thresholds=thresholds,
@@ -345,15 +325,15 @@ class Trainer:
         """Candidate and acting network, each through its own exits, on observations neither was trained on here."""
         last, n_actions = self.spec.n_exits - 1, self.spec.n_actions
         now, then = exits.effective_thresholds(thresholds, last), exits.effective_thresholds(self.thresholds, last)
-        acting, offered = every_exit(self.acting, probe.obs), every_exit(candidate, probe.obs)
+        acting, offered = self.acting.heads(probe.obs), candidate.heads(probe.obs)
         in_float = forward(self.learner.params, probe.obs)
         y = td_targets(self.learner.params, self.learner.target, probe, self.hyper.gamma)
         rows = np.arange(len(y))
         return judge(
             Evidence(
-                acting=actions(acting, then),
-                candidate=actions(offered, now),
-                candidate_float=actions(in_float, now),
+                acting=exits.decide(acting, then),
+                candidate=exits.decide(offered, now),
+                candidate_float=exits.decide(in_float, now),
                 candidate_head=offered[last],
                 float_q=in_float[last][:, :n_actions],
                 teacher_q=probe.teacher_q,

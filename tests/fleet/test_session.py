@@ -246,6 +246,22 @@ def test_an_acknowledgement_of_an_earlier_run_is_believed():
     assert step_outbox(box, Acked("s", 11), NOW_S)[1] == [Fault("absurd-ack")]
 
 
+def test_an_acknowledgement_of_what_is_stored_but_was_never_sent_is_absurd():
+    box = BOXES[OutboxPhase.AWAITING]
+    assert box.reached < 7 <= box.last
+    assert step_outbox(box, Acked("s", 7), NOW_S, RULES) == (box, [Fault("absurd-ack")])
+
+
+def test_a_late_refusal_does_not_reach_below_the_floor():
+    box, _ = step_outbox(BOXES[OutboxPhase.AWAITING], Refused(1), NOW_S, RULES)
+    assert box.sent == box.floor == 2
+
+
+def test_nothing_is_on_its_way_while_offline():
+    box, _ = step_outbox(BOXES[OutboxPhase.AWAITING], Down(), NOW_S, RULES)
+    assert (box.sent, box.wake_s) == (box.floor, None)
+
+
 # ---- collector
 @pytest.mark.parametrize(("first", "seq"), [(0, 1), (3, 2), (-1, -1), (1, 2**63)])
 def test_collector_rejects_impossible_numbers(first, seq):
@@ -256,6 +272,11 @@ def test_collector_rejects_impossible_numbers(first, seq):
 def test_collector_skips_what_the_sender_dropped():
     c, deliver, ack = collect(Collector("s", 4), "s", 9, 10)
     assert (c.wanted, c.skipped, deliver, ack) == (9, 5, False, 8)
+
+
+def test_collector_skips_a_single_event():
+    c, deliver, ack = collect(Collector("s", 4), "s", 5, 5)
+    assert (c.wanted, c.skipped, deliver, ack) == (6, 1, True, 5)
 
 
 def test_collector_begins_a_new_stream_and_ignores_the_old_one():

@@ -155,20 +155,19 @@ TestInterleavings.settings = settings(max_examples=60, stateful_step_count=40, d
 @settings(max_examples=50, deadline=None)
 def test_everything_is_joined_in_the_end(kinds, chance):
     """Half of the answers are lost; asking again finds them all, and what was answered is not asked again."""
-    pupil, now_s, joined, answered, ask_id = student(batch=4), 0.0, {}, set(), 0
+    pupil, now_s, joined, answered = student(batch=4), 0.0, {}, set()
     for seq, kind in enumerate(kinds):
         joined |= dict(pupil.saw(seq, obs(kind), chance.random()))
         if chance.random() < 0.3:
             now_s += 20.0
             pupil.expire(now_s)
-    for _ in range(1000):
+    for ask_id in range(1000):
         now_s += 20.0
         pupil.expire(now_s)
         plan = rich(pupil, now_s)
         if plan is None:
             break
         assert not {kind_of(row) for row in plan.rows} & answered
-        ask_id += 1
         pupil.sent(ask_id, plan, 50, now_s)
         if chance.random() < 0.5:
             answered |= {kind_of(row) for row in plan.rows}

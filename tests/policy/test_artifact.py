@@ -66,32 +66,31 @@ def test_what_is_packed_is_loaded() -> None:
 def test_derived_bundles_carry_the_new_network_and_keep_the_rest() -> None:
     parent = artifact.load(packed())
     _, params, _, obs = parts(1)
-    ranges = quant.calibrate(params, obs)
+    quantized = quant.fit(params, obs)
     made = {"created": "2026-02-02T00:00:00+00:00", "provenance": {"steps": 5}}
-    child = artifact.load(artifact.derive(parent, params, ranges, **made))
+    child = artifact.load(artifact.derive(parent, params, quantized, **made))
     assert np.array_equal(child.params.flat, params.flat)
-    wanted = quant.quantize(params, ranges)
-    assert all(np.array_equal(child.tensors[name], values) for name, values in wanted.items())
+    assert all(np.array_equal(child.tensors[name], values) for name, values in quantized.tensors.items())
     assert np.array_equal(child.golden_obs, parent.golden_obs)
     assert not np.array_equal(child.golden_head, parent.golden_head)
     assert bundle.schema_hash(child.manifest) == bundle.schema_hash(parent.manifest)
-    assert child.manifest.ranges == ranges
+    assert child.manifest.ranges == quantized.ranges
     assert (child.manifest.created, child.manifest.provenance) == (made["created"], made["provenance"])
     assert child.bundle.unknown == {"later": 1}
     assert child.manifest.thresholds == parent.manifest.thresholds
-    other = artifact.load(artifact.derive(parent, params, ranges, thresholds=[0.25], **made))
+    other = artifact.load(artifact.derive(parent, params, quantized, thresholds=[0.25], **made))
     assert other.manifest.thresholds == (0.25,)
 
 
 def test_deriving_from_a_broken_or_foreign_network_is_refused() -> None:
     parent, made = artifact.load(packed()), {"created": "", "provenance": {}}
-    params = parent.params.copy()
+    params, quantized = parent.params.copy(), quant.fit(parent.params, parent.golden_obs)
     params.flat[3] = np.nan
     with pytest.raises(ArtifactError, match="not finite"):
-        artifact.derive(parent, params, parent.manifest.ranges, **made)
+        artifact.derive(parent, params, quantized, **made)
     foreign = Params(msgspec.structs.replace(SPEC, n_actions=4))
     with pytest.raises(ArtifactError, match="another network"):
-        artifact.derive(parent, foreign, parent.manifest.ranges, **made)
+        artifact.derive(parent, foreign, quantized, **made)
 
 
 @pytest.mark.parametrize(

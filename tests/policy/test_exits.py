@@ -104,3 +104,12 @@ def test_an_exit_that_never_agrees_is_forbidden() -> None:
     assert exits.fit_threshold(np.ones(4, np.float32), np.zeros(4, bool)) == 1.0
     with pytest.raises(UsageError):
         exits.fit_threshold(np.ones(4, np.float32), np.zeros(3, bool))
+
+
+def test_deciding_for_a_batch_is_deciding_one_by_one() -> None:
+    rng = np.random.default_rng(0)
+    heads = {k: rng.normal(size=(50, 4)).astype(np.float32) for k in range(3)}
+    logits = exits.effective_thresholds([0.6, 0.4], 2)
+    for i, action in enumerate(exits.decide(heads, logits)):
+        first = next(k for k in range(3) if k == 2 or heads[k][i, -1] >= logits[k])
+        assert action == exits.choose(heads[first][i]).action

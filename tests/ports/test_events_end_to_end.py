@@ -1,4 +1,4 @@
-"""Spool, outbox, broker and collector together: the broker is killed, and every event still arrives once and in order."""
+"""Spool, outbox, broker and collector together: the broker is killed, and every event arrives once and in order."""
 
 from __future__ import annotations
 

@@ -214,7 +214,7 @@ def test_other_errors_are_told_too(directory: Path, start: Start) -> None:
     state(plant)
     second = start()
     _, told = second.communicate(timeout=WAIT_S)
-    assert second.returncode == 1 and f"process {first.pid} listens there already" in told
+    assert second.returncode == 1 and f"held by process {first.pid}" in told
     third = start(socket="x" * 120)
     _, told = third.communicate(timeout=WAIT_S)
     assert third.returncode == 78 and "at most 107" in told

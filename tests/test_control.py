@@ -1,0 +1,241 @@
+"""The supervisor's brain, one event at a time: no process, no socket, no clock."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgert import config, control, wire
+from edgert.control import Child, Effect, Input, World
+from edgert.fleet import session
+from edgert.values import (
+    ActorReport,
+    Answer,
+    Ask,
+    Budget,
+    Candidate,
+    Happened,
+    Reading,
+    Readings,
+    Swap,
+    Swapped,
+    Told,
+    TrainerReport,
+)
+
+CONFIG = config.parse(
+    """
+    [device]
+    id = "d1"
+    [policy]
+    bundle = "/p.edgert"
+    [plant]
+    kind = "simulated"
+    env = "MinAtar/Breakout-v1"
+    """,
+    "test",
+)
+
+
+def fresh(now_s: float = 0.0) -> World:
+    return control.open_world(CONFIG, task="breakout", n_exits=3, acting=None, stream="s", first=1, last=0, now_s=now_s)
+
+
+def report(**changes: object) -> ActorReport:
+    base = {
+        "pid": 11,
+        "ticks": 20,
+        "missed": 0,
+        "safe": 0,
+        "exits": [20, 0, 0],
+        "latency_p50_s": 1e-4,
+        "latency_p99_s": 2e-4,
+        "latency_max_s": 3e-4,
+        "returns": [],
+        "faults": {},
+        "generation": 0,
+        "acting": True,
+        "first_action_s": 0.5,
+        "cpu_s": 1.0,
+        "rss_bytes": 1,
+    }
+    return ActorReport(**{**base, **changes})  # type: ignore[arg-type]  # a table of changes is not typed per field
+
+
+def feed(world: World, *events: tuple[float, Input]) -> tuple[World, list[Effect]]:
+    effects: list[Effect] = []
+    for now_s, event in events:
+        world, new = control.step(world, event, now_s)
+        effects += new
+    return world, effects
+
+
+def started() -> World:
+    """Everything runs and has said hello, the link is up."""
+    events: list[tuple[float, Input]] = [(0.0, control.Tick())]
+    for pid, role in enumerate(("world", "actor", "trainer"), 10):
+        events.append((0.0, control.Spawned(role, pid)))  # type: ignore[arg-type]  # a literal in a tuple widens to str
+    events += [(0.1, control.Connected("actor", 11)), (0.1, control.Connected("trainer", 12)), (0.2, control.LinkUp())]
+    return feed(fresh(), *events)[0]
+
+
+def of(effects: list[Effect], kind: type) -> list[Effect]:
+    return [effect for effect in effects if isinstance(effect, kind)]
+
+
+def test_what_should_run_is_started_once() -> None:
+    world, effects = feed(fresh(), (0.0, control.Tick()), (0.0, control.Tick()))
+    assert [effect.role for effect in of(effects, control.Start)] == ["world", "actor", "trainer"]
+
+
+def test_a_dead_child_is_restarted_at_once_and_then_ever_more_slowly() -> None:
+    world, now_s, waits = started(), 1.0, []
+    for _ in range(10):
+        world, effects = control.step(world, control.Exited("actor", -9), now_s)
+        died_s = now_s
+        while not of(effects, control.Start):
+            now_s = control.wake_s(world, now_s) + 1e-9
+            world, effects = control.step(world, control.Tick(), now_s)
+        waits.append(now_s - died_s)
+        world, _ = control.step(world, control.Spawned("actor", 99), now_s)
+    assert waits[0] == 0 and waits == sorted(waits) and waits[-1] == pytest.approx(control.RESTART_CAP_S, abs=1.1)
+    now_s += control.STABLE_S
+    _, effects = control.step(world, control.Exited("actor", 0), now_s)
+    assert of(effects, control.Start), "a child that lived long is forgiven"
+
+
+def test_a_silent_actor_is_killed_and_a_reporting_one_never() -> None:
+    world = started()
+    for second in range(1, 60):
+        world, effects = control.step(world, control.Heard("actor", report(ticks=20 * second)), float(second))
+        assert not of(effects, control.Kill)
+    world, effects = control.step(world, control.Tick(), 59.0 + control.HANG_S + 0.1)
+    assert of(effects, control.Kill) == [control.Kill("actor", 11)]
+    _, effects = control.step(world, control.Tick(), 59.0 + control.HANG_S + 0.2)
+    assert not of(effects, control.Kill), "its death is under way"
+
+
+def test_a_child_that_never_says_hello_is_killed_but_the_world_need_not() -> None:
+    world, _ = feed(fresh(), (0.0, control.Tick()))
+    for role, pid in (("world", 10), ("actor", 11), ("trainer", 12)):
+        world, _ = control.step(world, control.Spawned(role, pid), 0.0)  # type: ignore[arg-type]  # as above
+    _, effects = control.step(world, control.Tick(), control.START_PATIENCE_S + 0.1)
+    assert {effect.pid for effect in of(effects, control.Kill)} == {11, 12}
+
+
+def test_watchdog_follows_progress_not_time() -> None:
+    world, effects = control.step(started(), control.Heard("actor", report(ticks=20)), 1.0)
+    assert of(effects, control.Notify)[0].ready
+    world, effects = control.step(world, control.Heard("actor", report(ticks=40)), 2.0)
+    assert of(effects, control.Notify)[0].alive and not of(effects, control.Notify)[0].ready
+    world, effects = control.step(world, control.Heard("actor", report(ticks=40)), 3.0)
+    assert not of(effects, control.Notify)[0].alive
+
+
+def test_an_accepted_network_is_swapped_in_committed_and_given_to_a_restarted_actor() -> None:
+    told = Candidate(1, "/gen-1", "ab", {"regret": True}, {"regret_after": 0.1})
+    world, effects = control.step(started(), control.Heard("trainer", told), 5.0)
+    swap = Swap(1, "/gen-1", "ab")
+    assert control.Tell("actor", swap) in effects and not of(effects, control.Commit)
+    world, effects = feed(world, (6.0, control.Exited("actor", -9)), (6.1, control.Spawned("actor", 20)), (6.5, control.Connected("actor", 20)))
+    assert control.Tell("actor", swap) in effects, "the swap it never made"
+    world, effects = control.step(world, control.Heard("actor", Swapped(1, True, "", 100, 0, 0.1)), 7.0)
+    assert of(effects, control.Commit) == [control.Commit(swap)] and world.acting == swap and world.pending is None
+
+
+def test_a_refused_network_changes_nothing() -> None:
+    world, effects = control.step(started(), control.Heard("trainer", Candidate(0, "", "", {"regret": False}, {})), 5.0)
+    assert not of(effects, control.Tell) and world.counters["networks-refused"] == 1
+    told = Candidate(1, "/gen-1", "ab", {}, {})
+    world, _ = control.step(world, control.Heard("trainer", told), 6.0)
+    world, effects = control.step(world, control.Heard("actor", Swapped(1, False, "golden", 0, 0, 0.1)), 7.0)
+    assert world.acting is None and world.pending is None and not of(effects, control.Commit)
+    assert of(effects, control.Record)[0].name == "swap-refused"
+
+
+def test_a_question_carries_where_its_answer_belongs_and_the_answer_finds_back() -> None:
+    world, effects = control.step(started(), control.Heard("trainer", Ask(258, b"q")), 1.0)
+    sent = of(effects, control.Publish)[0]
+    assert str(sent.topic) == "edgert/v1/default/d1/know/ask/breakout" and sent.correlation == bytes(6) + b"\x01\x02"
+    answer = control.Received(str(sent.response_topic), b"a", sent.correlation)
+    _, effects = control.step(world, answer, 2.0)
+    assert of(effects, control.Tell) == [control.Tell("trainer", Answer(258, b"a"))]
+
+
+def test_events_are_kept_until_a_collector_has_them() -> None:
+    world, effects = control.step(started(), control.Stored(1, 2), 1.0)
+    assert of(effects, control.SendEvents) == [control.SendEvents(0, 2, 1)]
+    ack = control.Received("edgert/v1/default/d1/cmd/ack/-", wire.encode(wire.EventAck(stream="s", up_to=2)), None)
+    _, effects = control.step(world, ack, 2.0)
+    assert of(effects, control.ForgetEvents) == [control.ForgetEvents(2)]
+
+
+def test_the_budget_reaches_both_and_its_change_is_an_event() -> None:
+    cool = Readings(load_frac=Reading(0.1), temp_c=Reading(40.0), link_rtt_s=Reading(0.001))
+    world, effects = control.step(started(), control.Sensed(cool), 10.0)
+    assert {effect.role for effect in of(effects, control.Tell)} == {"actor", "trainer"}
+    hot = Readings(load_frac=Reading(0.1), temp_c=Reading(140.0), link_rtt_s=Reading(0.001))
+    for second in range(11, 60):
+        world, effects = control.step(world, control.Sensed(hot), float(second))
+    assert world.budget is not None and world.budget.max_exit == 0 and world.budget.train_steps_hz == 0
+    assert world.budget.why["max_exit"] == "temp-critical"
+
+
+topics = st.sampled_from(
+    ["", "x", "edgert/v1/default/d1/know/answer/breakout", "edgert/v1/default/d1/cmd/ack/-", "edgert/v1/a/b/c/d/e", "edgert/v1/default/d1/cmd/zz/-"]
+)
+told: st.SearchStrategy[Told] = st.one_of(
+    st.builds(Ask, ask_id=st.integers(0, 2**63 - 1), payload=st.binary(max_size=9)),
+    st.builds(Candidate, generation=st.integers(0, 3), path=st.sampled_from(["", "/g"]), sha256=st.just("a"), checks=st.just({}), detail=st.just({})),
+    st.builds(Swapped, generation=st.integers(0, 3), ok=st.booleans(), why=st.just(""), tick=st.just(1), missed=st.just(0), prepare_s=st.just(0.1)),
+    st.builds(Happened, name=st.sampled_from(["a", "b"]), detail=st.just({})),
+    st.builds(report, ticks=st.integers(0, 100), acting=st.booleans()),
+    st.just(Budget(0, 0.0, 0.0)),
+)
+roles = st.sampled_from(["actor", "trainer", "world", "client"])
+inputs: st.SearchStrategy[Input] = st.one_of(
+    st.builds(control.Spawned, role=roles, pid=st.integers(1, 99)),
+    st.builds(control.Exited, role=roles, code=st.one_of(st.none(), st.integers(-9, 78))),
+    st.builds(control.Connected, role=roles, pid=st.integers(1, 99)),
+    st.builds(control.Heard, role=roles, told=told),
+    st.just(control.LinkUp()),
+    st.builds(control.LinkDown, reason=st.just("gone")),
+    st.builds(control.Received, topic=topics, payload=st.binary(max_size=40), correlation=st.one_of(st.none(), st.binary(max_size=9))),
+    st.integers(0, 20).flatmap(lambda n: st.just(control.Stored(1, n))),
+    st.builds(control.Refused, seq=st.integers(0, 30)),
+    st.builds(control.Sensed, readings=st.just(Readings())),
+    st.just(control.Tick()),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(st.floats(0, 30), inputs), max_size=40))
+def test_nothing_that_happens_breaks_it(history: list[tuple[float, Input]]) -> None:
+    world, now_s = fresh(), 0.0
+    for wait_s, event in history:
+        now_s += wait_s
+        world, effects = control.step(world, event, now_s)
+        starts = [effect.role for effect in of(effects, control.Start)]
+        assert len(starts) == len(set(starts))
+        assert now_s <= control.wake_s(world, now_s) <= now_s + 1.0
+        assert set(world.children) == {"world", "actor", "trainer"}
+        control.status(world, now_s)
+
+
+def test_a_trainer_report_shows_in_the_status() -> None:
+    trainer = TrainerReport(
+        pid=12, steps=3, loss=None, transitions=9, asked=1, answered=1, joined=1, candidates=0, accepted=0,
+        generation=0, checkpoint=1, faults={}, cpu_s=0.1, rss_bytes=5,
+    )  # fmt: skip
+    world, _ = control.step(started(), control.Heard("trainer", trainer), 1.0)
+    document = control.status(world, 2.0)
+    assert document["trainer"]["steps"] == 3 and document["link"]["up"]  # type: ignore[index]  # a document of plain maps
+
+
+def test_an_adopted_outbox_sends_again_what_nobody_acknowledged() -> None:
+    world = control.open_world(CONFIG, task="t", n_exits=1, acting=None, stream="s", first=3, last=5, now_s=0.0)
+    assert world.outbox.phase is session.OutboxPhase.OFFLINE
+    _, effects = control.step(world, control.LinkUp(), 1.0)
+    assert of(effects, control.SendEvents) == [control.SendEvents(2, 5, 3)]
+    assert world.children["actor"] == Child(since_s=0.0)
