@@ -138,7 +138,12 @@ def test_an_accepted_network_is_swapped_in_committed_and_given_to_a_restarted_ac
     world, effects = control.step(started(), control.Heard("trainer", told), 5.0)
     swap = Swap(1, "/gen-1", "ab")
     assert control.Tell("actor", swap) in effects and not of(effects, control.Commit)
-    world, effects = feed(world, (6.0, control.Exited("actor", -9)), (6.1, control.Spawned("actor", 20)), (6.5, control.Connected("actor", 20)))
+    world, effects = feed(
+        world,
+        (6.0, control.Exited("actor", -9)),
+        (6.1, control.Spawned("actor", 20)),
+        (6.5, control.Connected("actor", 20)),
+    )
     assert control.Tell("actor", swap) in effects, "the swap it never made"
     world, effects = control.step(world, control.Heard("actor", Swapped(1, True, "", 100, 0, 0.1)), 7.0)
     assert of(effects, control.Commit) == [control.Commit(swap)] and world.acting == swap and world.pending is None
@@ -183,12 +188,34 @@ def test_the_budget_reaches_both_and_its_change_is_an_event() -> None:
 
 
 topics = st.sampled_from(
-    ["", "x", "edgert/v1/default/d1/know/answer/breakout", "edgert/v1/default/d1/cmd/ack/-", "edgert/v1/a/b/c/d/e", "edgert/v1/default/d1/cmd/zz/-"]
+    [
+        "",
+        "x",
+        "edgert/v1/default/d1/know/answer/breakout",
+        "edgert/v1/default/d1/cmd/ack/-",
+        "edgert/v1/a/b/c/d/e",
+        "edgert/v1/default/d1/cmd/zz/-",
+    ]
 )
 told: st.SearchStrategy[Told] = st.one_of(
     st.builds(Ask, ask_id=st.integers(0, 2**63 - 1), payload=st.binary(max_size=9)),
-    st.builds(Candidate, generation=st.integers(0, 3), path=st.sampled_from(["", "/g"]), sha256=st.just("a"), checks=st.just({}), detail=st.just({})),
-    st.builds(Swapped, generation=st.integers(0, 3), ok=st.booleans(), why=st.just(""), tick=st.just(1), missed=st.just(0), prepare_s=st.just(0.1)),
+    st.builds(
+        Candidate,
+        generation=st.integers(0, 3),
+        path=st.sampled_from(["", "/g"]),
+        sha256=st.just("a"),
+        checks=st.just({}),
+        detail=st.just({}),
+    ),
+    st.builds(
+        Swapped,
+        generation=st.integers(0, 3),
+        ok=st.booleans(),
+        why=st.just(""),
+        tick=st.just(1),
+        missed=st.just(0),
+        prepare_s=st.just(0.1),
+    ),
     st.builds(Happened, name=st.sampled_from(["a", "b"]), detail=st.just({})),
     st.builds(report, ticks=st.integers(0, 100), acting=st.booleans()),
     st.just(Budget(0, 0.0, 0.0)),
@@ -201,7 +228,12 @@ inputs: st.SearchStrategy[Input] = st.one_of(
     st.builds(control.Heard, role=roles, told=told),
     st.just(control.LinkUp()),
     st.builds(control.LinkDown, reason=st.just("gone")),
-    st.builds(control.Received, topic=topics, payload=st.binary(max_size=40), correlation=st.one_of(st.none(), st.binary(max_size=9))),
+    st.builds(
+        control.Received,
+        topic=topics,
+        payload=st.binary(max_size=40),
+        correlation=st.one_of(st.none(), st.binary(max_size=9)),
+    ),
     st.integers(0, 20).flatmap(lambda n: st.just(control.Stored(1, n))),
     st.builds(control.Refused, seq=st.integers(0, 30)),
     st.builds(control.Sensed, readings=st.just(Readings())),

@@ -29,7 +29,7 @@ import edgert
 from edgert import bundle, quant
 from edgert.nets import U8, Conv, Dense, MaxPool, NetSpec, Params, Placed, Relu, forward, macs, stages
 from edgert.policy import artifact
-from edgert.policy.exits import effective_thresholds, fit_threshold
+from edgert.policy.exits import decide, fit_thresholds, taken
 from tools.episodes import Chooser, make, play, to_obs
 from tools.nets import NETS
 from tools.train import commit
@@ -238,26 +238,6 @@ def watch(params: Params, env: str, *, episodes: int, wanted: int, seed: int) ->
     return everything[rng.permutation(len(everything))[:wanted]]
 
 
-def taken(heads: dict[int, npt.NDArray[np.float32]], thresholds: Sequence[float]) -> npt.NDArray[np.int64]:
-    """Which exit answers each observation of a batch."""
-    logits = effective_thresholds(thresholds, len(heads) - 1)
-    sure = np.stack([heads[k][:, -1] >= logits[k] for k in range(len(heads) - 1)] + [np.ones(len(heads[0]), bool)], 1)
-    return np.asarray(sure.argmax(1))
-
-
-def fit_thresholds(heads: dict[int, npt.NDArray[np.float32]], wanted: float) -> tuple[float, ...]:
-    """A threshold for every exit but the last, each fitted on the observations that reach it."""
-    last = len(heads) - 1
-    best = heads[last][:, :-1].argmax(1)
-    reaching = np.ones(len(best), bool)
-    found = []
-    for k in range(last):
-        agrees = heads[k][:, :-1].argmax(1) == best
-        found.append(fit_threshold(heads[k][reaching, -1], agrees[reaching], wanted))
-        reaching &= heads[k][:, -1] < effective_thresholds(found[-1:], 1)[0]
-    return tuple(found)
-
-
 def parse(argv: list[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m tools.export", description=__doc__.splitlines()[0])
@@ -272,7 +252,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--action-names", nargs="*", default=[])
     parser.add_argument("--channels", nargs="*", default=[])
     parser.add_argument(
-        "--agreement", type=float, default=0.95, help="with the last exit, that an earlier one must reach"
+        "--regret", type=float, default=0.05, help="what an exit may give away, as a share of the spread of Q-values"
     )
     parser.add_argument("--watch-episodes", type=int, default=20, help="played to collect observations")
     parser.add_argument(
@@ -312,7 +292,7 @@ def main(argv: list[str] | None = None) -> int:
     ranges, tensors = quant.fit(params, calibration)
     net = quant.IntNet(spec, tensors)
     heads, float_heads = net.heads(held_out), forward(params, held_out)
-    thresholds = fit_thresholds(heads, args.agreement)
+    thresholds = fit_thresholds(heads, args.regret)
     exit_of = taken(heads, thresholds)
 
     best = heads[last][:, :-1].argmax(1)
@@ -335,17 +315,12 @@ def main(argv: list[str] | None = None) -> int:
     if args.episodes:
         seed = 40_000_000 + args.seed * 1000
 
-        def decide(obs: U8) -> npt.NDArray[np.integer]:
-            heads = net.heads(obs)
-            every = np.stack([heads[k][:, :-1].argmax(1) for k in range(spec.n_exits)], 1)
-            return every[np.arange(len(obs)), taken(heads, thresholds)]
-
         def always(k: int) -> Chooser:
             return lambda obs: np.asarray(net.heads(obs, k)[k][:, :-1].argmax(1))
 
         choosers: dict[str, Chooser] = {
             "float, last exit": lambda obs: forward(params, obs, exits=(last,))[last][:, :-1].argmax(1),
-            "int8, with thresholds": decide,
+            "int8, with thresholds": lambda obs: decide(net.heads(obs), thresholds),
             **{f"int8, exit {k}": always(k) for k in range(spec.n_exits)},
         }
         scores = {name: _score(play(choose, run["env"], args.episodes, seed=seed)) for name, choose in choosers.items()}

@@ -125,8 +125,6 @@ def _versions() -> Finding:
             packages.append(f"{name} {importlib.metadata.version(name)}")
     machine = f"{platform.machine()}, {os.cpu_count()} cores"
     found = f"edgert {__version__}, Python {platform.python_version()}, {machine}; {', '.join(packages)}"
-    if sys.version_info < (3, 10):
-        return Finding("versions", "fail", found, "edgert needs Python 3.10 or newer")
     return Finding("versions", "ok", found)
 
 
@@ -231,7 +229,7 @@ def _instance(config: Config) -> Finding:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 pid = file.read(32).decode(errors="replace").strip()
-                return Finding("instance", "ok", f"runs already, pid {pid}", f"`edgert status` shows it; stop it first")
+                return Finding("instance", "ok", f"runs already, pid {pid}", "`edgert status` shows what it does")
     except FileNotFoundError:
         return Finding("instance", "ok", "none runs")
     except OSError as error:

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -25,6 +26,7 @@ from edgert.errors import LinkError, MessageError, UsageError
 from edgert.fleet.session import Collector as Collected
 from edgert.fleet.session import collect
 from edgert.ports import broker as brokers
+from edgert.ports import screen
 from edgert.ports.mqtt import Mqtt, Received
 from edgert.ports.screen import History
 
@@ -324,7 +326,7 @@ class Collector:
 
     Attributes:
         devices: name -> history.
-        teachers: name -> its last status document.
+        teachers: name -> its last status documents, each with the time it was written.
         events: those delivered, in order, as (device, event).
         collected: device -> the receiver's state.
         online: device -> does it say so.
@@ -335,7 +337,7 @@ class Collector:
     def __init__(self, url: str, fleet: str) -> None:
         """Connect, and stay connected."""
         self.devices: dict[str, History] = {}
-        self.teachers: dict[str, dict[str, Any]] = {}
+        self.teachers: dict[str, deque[tuple[float, dict[str, Any]]]] = {}
         self.events: list[tuple[str, wire.Event]] = []
         self.collected: dict[str, Collected] = {}
         self.online: dict[str, bool] = {}
@@ -362,6 +364,13 @@ class Collector:
         """Events that devices said they still hold."""
         return sum((h.status.get("link") or {}).get("events_waiting", 0) for h in self.devices.values())
 
+    def answer_rate(self, teacher: str) -> float | None:
+        """Answers a second a teacher gave lately; None while unknown."""
+        told = list(self.teachers.get(teacher, ()))
+        if len(told) < 2 or told[-1][0] <= told[0][0]:
+            return None
+        return screen.grown([status.get("answers", 0) for _, status in told]) / (told[-1][0] - told[0][0])
+
     def _hear(self, topic: wire.Topic, payload: bytes) -> None:
         if topic.channel == "status":
             self.online[topic.device] = wire.decode(payload, wire.Status)[0].online
@@ -370,7 +379,7 @@ class Collector:
             if topic.type == "device":
                 self.devices.setdefault(topic.device, History()).add(told.status, told.at_s)
             else:
-                self.teachers[topic.device] = told.status
+                self.teachers.setdefault(topic.device, deque(maxlen=6)).append((told.at_s, told.status))
         elif topic.channel == "evt":
             event, _ = wire.decode(payload, wire.Event)
             before = self.collected.get(topic.device, Collected())

@@ -265,6 +265,7 @@ def _exits(panel: Any, device: Mapping[str, Any]) -> None:
     panel.set_ylabel("share of decisions")
     taken: dict[int, list[int]] = {}
     rows = list(zip(device["series"]["generation"], device["series"]["exits"], strict=True))
+    rows = [row for row in rows if row[1]]
     for (_, before), (generation, after) in pairwise([(0, []), *rows]):
         before = before if len(before) == len(after) and sum(before) <= sum(after) else [0] * len(after)
         counts = taken.setdefault(generation, [0] * len(after))

@@ -1,8 +1,8 @@
-"""The teacher: a big network that answers the questions of small boards over MQTT. Any number of replicas share the work.
+"""The teacher: a big network that answers the questions of small boards over MQTT. Any number of them share the work.
 
-Replicas need not know of one another: they are one shared subscription, and the broker hands each question to one of them.
-Whatever questions are waiting are answered by one forward pass of the bundle's float parameters. A replica that dies takes
-the few questions in its hand with it; their students ask again when their time is up.
+Replicas need not know of one another: they are one shared subscription, and the broker hands each question to one of
+them. Whatever questions are waiting are answered by one forward pass of the bundle's float parameters. A replica that
+dies takes the few questions in its hand with it; their students ask again when their time is up.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: replicas, not threads, are how teachers scale
 
 import argparse
+import contextlib
 import hashlib
 import json
 import logging
@@ -43,6 +44,7 @@ CACHED_ANSWERS = 65_536
 ROWS_AT_ONCE = 2048
 """Observations decoded at once, over all questions; bounds memory, not the size of a question."""
 FORWARD_ROWS = 256
+BACKLOG_BYTES = 8 * wire.MAX_PAYLOAD_BYTES
 STATUS_EVERY_S = 1.0
 DRAIN_S = 5.0
 QUIET_S = 0.3
@@ -65,8 +67,8 @@ class Teacher:
 
     Attributes:
         counts: what was done, since start.
-        faults: named fault -> count: `topic`, `response-topic`, `malformed` (no answer is given), and the named refusals
-            that were answered.
+        faults: named fault -> count: `topic`, `response-topic`, `malformed` (no answer is given), the named refusals
+            that were answered, and what went wrong with answers on their way out.
     """
 
     def __init__(self, data: bytes, mqtt: Mqtt, *, fleet: str, name: str, task: str) -> None:
@@ -113,6 +115,11 @@ class Teacher:
         Blocks:
             `timeout_s`, then as long as the network takes.
         """
+        if sum(len(answer.payload) for answer in self.answers) > BACKLOG_BYTES:
+            # Until the broker takes answers, no questions are taken from it: they stay there, unacknowledged.
+            time.sleep(min(timeout_s, 0.05))
+            self._send()
+            return False
         poller = select.poll()
         poller.register(self.mqtt.fileno(), select.POLLIN)
         poller.poll(timeout_s * 1000)
@@ -284,6 +291,10 @@ def _own_name() -> str:
 def run(args: argparse.Namespace) -> int:
     """Answer until told to stop."""
     stopping = Stopping()
+    try:
+        data = args.model.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{args.model}: {error.strerror}; --model takes a .edgert file") from error
     # A replica that is away must not be handed questions, so its session ends with its connection. The client id is drawn:
     # two replicas of one name would throw each other out.
     mqtt = Mqtt(
@@ -291,13 +302,15 @@ def run(args: argparse.Namespace) -> int:
         f"edgert-teacher-{secrets.token_hex(8)}",
         session_expiry_s=0,
         max_packet_bytes=wire.MAX_PAYLOAD_BYTES + 4096,
-        max_queue_bytes=8 * wire.MAX_PAYLOAD_BYTES,
+        max_queue_bytes=BACKLOG_BYTES,
+        max_events=256,
     )
-    teacher = Teacher(args.model.read_bytes(), mqtt, fleet=args.fleet, name=args.name, task=args.task)
-    log.info("teacher %s of %s, %d parameters", teacher.teacher, teacher.task, teacher.params.flat.size)
-    mqtt.subscribe([(teacher.filter, 1)])
-    report_s = time.monotonic()
-    with mqtt:
+    with contextlib.closing(mqtt):
+        teacher = Teacher(data, mqtt, fleet=args.fleet, name=args.name, task=args.task)
+        log.info("teacher %s of %s, %d parameters", teacher.teacher, teacher.task, teacher.params.flat.size)
+        mqtt.subscribe([(teacher.filter, 1)])
+        mqtt.start()
+        report_s = time.monotonic()
         while not stopping:
             teacher.turn(0.25)
             if time.monotonic() >= report_s:
@@ -318,9 +331,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 stopped in good order, 1 error, 78 wrong arguments or bundle.
     """
     parser = argparse.ArgumentParser(prog="edgert teacher", description="Answer the questions of students over MQTT.")
-    parser.add_argument(
-        "--model", "--bundle", dest="model", type=Path, required=True, help="the .edgert bundle to teach"
-    )
+    parser.add_argument("--model", "--bundle", dest="model", type=Path, required=True, help="what to teach")
     parser.add_argument("--broker", required=True, help="mqtt://host[:1883] or mqtts://host[:8883][?ca=FILE&...]")
     parser.add_argument("--fleet", default="default", help="whose questions to answer; + for all (default)")
     parser.add_argument("--task", default="", help="what to teach (the bundle's)")

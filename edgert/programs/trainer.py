@@ -31,13 +31,13 @@ from edgert.learn.accept import Evidence, Limits, Verdict, judge
 from edgert.learn.checkpoint import Checkpoint, pack
 from edgert.learn.dqn import Batch, Hyper, Learner, td_targets
 from edgert.learn.replay import Replay
-from edgert.nets import F32, U8, Params, forward
+from edgert.nets import F32, U8, forward
 from edgert.policy import artifact, exits
 from edgert.ports import ipc
 from edgert.ports.process import Layout, Parent, Stopping, load_config, usage
 from edgert.ports.ring import TERMINATED, TRUNCATED, RingReader
 from edgert.ports.store import Generations, write_atomic
-from edgert.values import Answer, Ask, Budget, Candidate, Happened, Stop, Told, TrainerReport
+from edgert.values import Answer, Ask, Budget, Candidate, Stop, Told, TrainerReport
 
 PAUSE_S = 0.02
 READ_AT_ONCE = 2000
@@ -48,13 +48,6 @@ STEPS_AT_ONCE = 8
 """Gradient steps between two looks at the supervisor and the ring."""
 
 log = logging.getLogger("edgert.trainer")
-
-
-def fit_thresholds(heads: dict[int, F32]) -> tuple[float, ...]:
-    """Per exit but the last, the confidence from which on it agrees with the full network often enough."""
-    last = len(heads) - 1
-    best = heads[last][:, :-1].argmax(1)
-    return tuple(exits.fit_threshold(heads[k][:, -1], heads[k][:, :-1].argmax(1) == best) for k in range(last))
 
 
 class Trainer:
@@ -296,7 +289,7 @@ class Trainer:
         try:
             quantized = quant.fit(params, fit.obs)
             candidate = quant.IntNet(self.spec, quantized.tensors)
-            thresholds = self.config.policy.thresholds or fit_thresholds(candidate.heads(fit.obs))
+            thresholds = self.config.policy.thresholds or exits.fit_thresholds(candidate.heads(fit.obs))
             verdict = self._judge(candidate, thresholds, check)
             path = sha256 = ""
             if verdict.accepted:
@@ -324,16 +317,15 @@ class Trainer:
     def _judge(self, candidate: quant.IntNet, thresholds: Sequence[float], probe: Batch) -> Verdict:
         """Candidate and acting network, each through its own exits, on observations neither was trained on here."""
         last, n_actions = self.spec.n_exits - 1, self.spec.n_actions
-        now, then = exits.effective_thresholds(thresholds, last), exits.effective_thresholds(self.thresholds, last)
         acting, offered = self.acting.heads(probe.obs), candidate.heads(probe.obs)
         in_float = forward(self.learner.params, probe.obs)
         y = td_targets(self.learner.params, self.learner.target, probe, self.hyper.gamma)
         rows = np.arange(len(y))
         return judge(
             Evidence(
-                acting=exits.decide(acting, then),
-                candidate=exits.decide(offered, now),
-                candidate_float=exits.decide(in_float, now),
+                acting=exits.decide(acting, self.thresholds),
+                candidate=exits.decide(offered, thresholds),
+                candidate_float=exits.decide(in_float, thresholds),
                 candidate_head=offered[last],
                 float_q=in_float[last][:, :n_actions],
                 teacher_q=probe.teacher_q,

@@ -110,7 +110,9 @@ def test_another_policy_is_refused() -> None:
         Checkpoint(data, schema="b")
     bigger = NetSpec((2, 2, 1), 2, trunk=((Dense(4), Relu()),), heads=((),))
     with pytest.raises(ArtifactError, match="does not fit"):
-        Checkpoint(data, schema="a").restore(Learner(initialise(bigger, np.random.default_rng(0))), small()[1], np.random.default_rng())
+        Checkpoint(data, schema="a").restore(
+            Learner(initialise(bigger, np.random.default_rng(0))), small()[1], np.random.default_rng()
+        )
 
 
 @settings(max_examples=200, deadline=None)

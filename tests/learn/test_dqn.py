@@ -63,7 +63,9 @@ def test_a_loss_that_is_not_finite_changes_nothing(poison: float) -> None:
     with pytest.raises(UsageError, match="not finite"):
         learner.step(batch(reward=np.full(16, poison, np.float32)), Hyper())
     assert learner.steps == 0
-    assert all((now == then).all() for now, then in zip((learner.params.flat, learner.m, learner.v), before, strict=True))
+    assert all(
+        (now == then).all() for now, then in zip((learner.params.flat, learner.m, learner.v), before, strict=True)
+    )
 
 
 def test_the_gradient_norm_is_bounded() -> None:

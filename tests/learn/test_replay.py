@@ -31,7 +31,9 @@ def add(replay: Replay, seqs: list[int], ended: dict[int, str] | None = None) ->
 
 
 @given(
-    data=st.lists(st.tuples(st.integers(1, 3), st.sampled_from(["", "", "", "terminated", "truncated"])), min_size=2, max_size=150),
+    data=st.lists(
+        st.tuples(st.integers(1, 3), st.sampled_from(["", "", "", "terminated", "truncated"])), min_size=2, max_size=150
+    ),
     capacity=st.integers(20, 60),
 )
 def test_every_sample_is_a_true_transition_that_was_not_held_out(data: list[tuple[int, str]], capacity: int) -> None:

@@ -91,25 +91,54 @@ def test_infinities_that_cancel_are_still_refused() -> None:
         exits.choose(np.array([np.inf, -np.inf, 0], np.float32))
 
 
-@given(st.lists(st.tuples(st.integers(-5, 5), st.booleans()), max_size=30), st.sampled_from([0.5, 0.8, 0.95, 1.0]))
-def test_the_fitted_threshold_is_the_smallest_good_one(pairs: list[tuple[int, bool]], wanted: float) -> None:
+@given(st.lists(st.tuples(st.integers(-5, 5), st.integers(0, 4)), max_size=30), st.sampled_from([0.0, 0.5, 1.0, 3.0]))
+def test_the_fitted_threshold_is_the_smallest_good_one(pairs: list[tuple[int, int]], allowed: float) -> None:
     logits = np.array([logit for logit, _ in pairs], np.float32)
-    agrees = np.array([agree for _, agree in pairs], bool)
-    threshold = exits.fit_threshold(logits, agrees, wanted)
-    good = [c for c in sorted(set(logits.tolist())) if agrees[logits >= c].mean() >= wanted]
+    regret = np.array([lost for _, lost in pairs], np.float32)
+    threshold = exits.fit_threshold(logits, regret, allowed)
+    good = [c for c in sorted(set(logits.tolist())) if regret[logits >= c].mean() <= allowed]
     assert threshold == (exits.confidence(good[0]) if good else 1.0)
 
 
-def test_an_exit_that_never_agrees_is_forbidden() -> None:
-    assert exits.fit_threshold(np.ones(4, np.float32), np.zeros(4, bool)) == 1.0
+def test_an_exit_that_always_costs_is_forbidden() -> None:
+    assert exits.fit_threshold(np.ones(4, np.float32), np.ones(4, np.float32), 0.5) == 1.0
     with pytest.raises(UsageError):
-        exits.fit_threshold(np.ones(4, np.float32), np.zeros(3, bool))
+        exits.fit_threshold(np.ones(4, np.float32), np.zeros(3, np.float32), 0.5)
+
+
+def test_taken_is_the_first_exit_that_is_sure() -> None:
+    heads = {
+        k: np.array([[0, 0, c] for c in logits], np.float32)
+        for k, logits in enumerate(([2, -2, -2], [2, 2, -2], [9, 9, 9]))
+    }
+    assert exits.taken(heads, [0.5, 0.5]).tolist() == [0, 1, 2]
+    assert exits.taken(heads, [1, 1]).tolist() == [2, 2, 2]
+    assert exits.taken(heads, [1, 0]).tolist() == [1, 1, 1]
+
+
+def test_thresholds_are_fitted_on_what_reaches_the_exit() -> None:
+    # Exit 0 is right and sure on the first two; exit 1 would be wrong there, and is right on the rest.
+    heads = {
+        0: np.array([[1, 0, 3], [1, 0, 3], [1, 0, -3], [1, 0, -3]], np.float32),
+        1: np.array([[0, 1, 1], [0, 1, 1], [0, 1, 1], [0, 1, 1]], np.float32),
+        2: np.array([[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 0]], np.float32),
+    }
+    assert exits.taken(heads, exits.fit_thresholds(heads)).tolist() == [0, 0, 1, 1]
+
+
+def test_disagreeing_about_equals_costs_nothing() -> None:
+    heads = {
+        0: np.array([[0, 1, 2]] * 4, np.float32),
+        1: np.array([[5, 5, 0], [5, 5, 0], [5, 5, 0], [9, 0, 0]], np.float32),
+    }
+    heads[0][3] = [1, 0, -2]
+    assert exits.taken(heads, exits.fit_thresholds(heads)).tolist() == [0, 0, 0, 0]
 
 
 def test_deciding_for_a_batch_is_deciding_one_by_one() -> None:
     rng = np.random.default_rng(0)
     heads = {k: rng.normal(size=(50, 4)).astype(np.float32) for k in range(3)}
     logits = exits.effective_thresholds([0.6, 0.4], 2)
-    for i, action in enumerate(exits.decide(heads, logits)):
+    for i, action in enumerate(exits.decide(heads, [0.6, 0.4])):
         first = next(k for k in range(3) if k == 2 or heads[k][i, -1] >= logits[k])
         assert action == exits.choose(heads[first][i]).action

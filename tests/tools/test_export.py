@@ -103,27 +103,6 @@ def test_each_branch_owns_its_weights_and_all_can_be_patched() -> None:
     assert export.build(spec, tensors) == model
 
 
-def test_taken_is_the_first_exit_that_is_sure() -> None:
-    heads = {
-        k: np.array([[0, 0, c] for c in logits], np.float32)
-        for k, logits in enumerate(([2, -2, -2], [2, 2, -2], [9, 9, 9]))
-    }
-    assert export.taken(heads, [0.5, 0.5]).tolist() == [0, 1, 2]
-    assert export.taken(heads, [1, 1]).tolist() == [2, 2, 2]
-    assert export.taken(heads, [1, 0]).tolist() == [1, 1, 1]
-
-
-def test_thresholds_are_fitted_on_what_reaches_the_exit() -> None:
-    # Exit 0 is right and sure on the first two; exit 1 would be wrong there, and is right on the rest.
-    heads = {
-        0: np.array([[1, 0, 3], [1, 0, 3], [0, 1, -3], [0, 1, -3]], np.float32),
-        1: np.array([[0, 1, 1], [0, 1, 1], [1, 0, 1], [1, 0, 1]], np.float32),
-        2: np.array([[1, 0, 0]] * 4, np.float32),
-    }
-    thresholds = export.fit_thresholds(heads, 0.95)
-    assert export.taken(heads, thresholds).tolist() == [0, 0, 1, 1]
-
-
 def test_the_command_line_makes_a_bundle_from_a_run(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("minatar")
     run, out = tmp_path / "run", tmp_path / "made" / "small.edgert"

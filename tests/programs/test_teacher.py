@@ -1,0 +1,304 @@
+"""Teachers as real processes at a real broker: shared work, death, poison, and a goodbye in good order."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgert import wire
+from edgert.knowledge import codec
+from edgert.nets import forward
+from edgert.policy import artifact
+from edgert.ports.mqtt import LinkUp, Mqtt, Received
+from edgert.programs import teacher as program
+
+HOUSE = Path(__file__).parents[2]
+BUNDLE = HOUSE / "models" / "breakout-teacher.edgert"
+
+pytestmark = pytest.mark.system
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return artifact.load(BUNDLE.read_bytes())
+
+
+@pytest.fixture
+def fleet():
+    return f"f{uuid.uuid4().hex[:8]}"
+
+
+class Process:
+    """A teacher process."""
+
+    def __init__(self, url, fleet, name, directory, *more):
+        self.file = directory / f"{name}.json"
+        self.log = (directory / f"{name}.log").open("wb")
+        said = ["--model", BUNDLE, "--broker", url, "--fleet", fleet, "--name", name, "--status-file", self.file, *more]
+        command = [sys.executable, "-m", "edgert.programs.teacher", *map(str, said)]
+        self.process = subprocess.Popen(
+            command, stderr=self.log, cwd=HOUSE, env={**os.environ, "PYTHONPATH": str(HOUSE)}
+        )
+
+    def status(self):
+        return json.loads(self.file.read_text()) if self.file.exists() else {}
+
+    def up(self):
+        assert self.process.poll() is None, Path(self.log.name).read_text()
+        return self.status().get("up", False)
+
+    def stop(self):
+        self.process.send_signal(signal.SIGCONT)
+        self.process.terminate()
+        return self.process.wait(20)
+
+
+@pytest.fixture
+def teachers(tmp_path, until):
+    started = []
+
+    def start(url, fleet, *names, more=()):
+        new = [Process(url, fleet, name, tmp_path, *more) for name in names]
+        started.extend(new)
+        for each in new:
+            until(each.up, "the teacher to be up")
+        return new
+
+    yield start
+    for each in started:
+        each.process.kill()
+        each.process.wait()
+        each.log.close()
+
+
+class Student:
+    """Asks by hand and keeps what comes back."""
+
+    def __init__(self, url, fleet, until, policy, device="pi-1"):
+        self.policy, self.until, self.device = policy, until, device
+        self.topic = str(wire.Topic(fleet, device, "know", "ask", policy.manifest.task))
+        self.answer_topic = self.topic.replace("/ask/", "/answer/")
+        self.mqtt = Mqtt(url, f"student-{uuid.uuid4().hex[:8]}", session_expiry_s=0).start()
+        self.answers: dict[bytes, list[wire.KnowAnswer]] = {}
+        self.telemetry: list[dict] = []
+        self.heard: list[Received] = []
+        self.was_up = False
+        self.mqtt.subscribe([(self.answer_topic, 1), (str(wire.Topic(fleet, "+", "tele", "teacher", "+")), 0)])
+        until(self.look, "the student to be connected")
+
+    def look(self):
+        for event in self.mqtt.events():
+            match event:
+                case LinkUp():
+                    self.was_up = True
+                case Received() if "/tele/" in event.topic:
+                    self.telemetry.append(wire.decode(event.payload, wire.Telemetry)[0].status)
+                case Received():
+                    self.heard.append(event)
+                    told, _ = wire.decode(event.payload, wire.KnowAnswer)
+                    self.answers.setdefault(event.correlation, []).append(told)
+        return self.was_up
+
+    def publish(self, payload, correlation=None, **options):
+        assert self.mqtt.publish(self.topic, payload, qos=1, correlation=correlation, **options)
+
+    def ask(self, obs, number, **changes):
+        spec, told = self.policy.spec, {"count": len(obs), "codec": 1, "data": codec.encode_obs(obs)}
+        said = {"task": self.policy.manifest.task, "obs_shape": spec.input_shape, "n_actions": spec.n_actions, **told}
+        correlation = number.to_bytes(8, "big")
+        self.publish(wire.encode(wire.KnowAsk(**(said | changes))), correlation, response_topic=self.answer_topic)
+        return correlation
+
+    def wait(self, *correlations):
+        def all_there():
+            self.look()
+            return set(correlations) <= set(self.answers)
+
+        self.until(all_there, "the answers")
+        return [self.answers[each][0] for each in correlations]
+
+    def truth(self, obs):
+        last = self.policy.spec.n_exits - 1
+        return forward(self.policy.params, obs, exits=(last,))[last][:, : self.policy.spec.n_actions]
+
+    def agrees(self, told, obs):
+        assert told.error == ""
+        q = codec.decode_q(told.data, told.count, self.policy.spec.n_actions)
+        np.testing.assert_allclose(q, self.truth(obs), rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture
+def student(policy, until):
+    made = []
+
+    def make(url, fleet, device="pi-1"):
+        made.append(Student(url, fleet, until, policy, device))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.mqtt.close()
+
+
+def observations(policy, n, seed):
+    return (np.random.default_rng(seed).random((n, *policy.spec.input_shape)) < 0.1).astype(np.uint8)
+
+
+def test_two_teachers_share_the_work_and_agree(mosquitto, fleet, teachers, student, policy, until):
+    pair = teachers(mosquitto.url, fleet, "t1", "t2")
+    pupils = [student(mosquitto.url, fleet, f"pi-{i}") for i in range(2)]
+    batches = {pupil: [observations(policy, 5, 100 * i + j) for j in range(15)] for i, pupil in enumerate(pupils)}
+    asked = {pupil: [pupil.ask(obs, j) for j, obs in enumerate(batches[pupil])] for pupil in pupils}
+    for pupil in pupils:
+        for told, obs in zip(pupil.wait(*asked[pupil]), batches[pupil], strict=True):
+            pupil.agrees(told, obs)
+            assert told.teacher == pair[0].status()["teacher"]
+        assert {event.topic for event in pupil.heard} == {pupil.answer_topic}, "nobody hears another's answers"
+        assert all(event.content_type == wire.CONTENT_TYPE for event in pupil.heard)
+        assert all(0 < event.expiry_s <= 30 for event in pupil.heard)
+    until(lambda: sum(each.status()["answers"] for each in pair) == 30, "the counters")
+    assert all(each.status()["answers"] > 0 for each in pair)
+    until(lambda: pupils[0].look() and len({t["cpu_s"] for t in pupils[0].telemetry}) > 1, "telemetry")
+
+
+def test_what_waits_is_answered_at_once_and_repetitions_from_memory(mosquitto, fleet, teachers, student, policy, until):
+    [only] = teachers(mosquitto.url, fleet, "t1")
+    pupil = student(mosquitto.url, fleet)
+    obs = observations(policy, 8, 1)
+    only.process.send_signal(signal.SIGSTOP)
+    asked = [pupil.ask(obs, number) for number in range(10)]
+    only.process.send_signal(signal.SIGCONT)
+    for told in pupil.wait(*asked):
+        pupil.agrees(told, obs)
+    until(lambda: only.status()["answers"] == 10, "the counters")
+    status = only.status()
+    assert status["cache_hits"] == 72
+    assert status["cache_misses"] == 8
+    assert status["largest_batch"] > 1
+    assert status["faults"] == {}
+
+
+def test_one_is_killed_and_the_other_goes_on(mosquitto, fleet, teachers, student, policy, until):
+    doomed, other = teachers(mosquitto.url, fleet, "t1", "t2")
+    pupil = student(mosquitto.url, fleet)
+    obs = observations(policy, 3, 2)
+    doomed.process.send_signal(signal.SIGSTOP)
+    asked = [pupil.ask(obs, number) for number in range(10)]
+    until(lambda: pupil.look() and len(pupil.answers) >= 5, "the other one's share")
+    doomed.process.kill()
+    doomed.process.wait()
+    # What the dead one had been handed may be handed on or be lost, as the broker likes; whoever asks again is answered.
+    print("LOST", 10 - len(pupil.answers))
+    later = [pupil.ask(obs, number) for number in range(10, 20)]
+    for told in pupil.wait(*later):
+        pupil.agrees(told, obs)
+    lost = [correlation for correlation in asked if correlation not in pupil.answers]
+    again = [pupil.ask(obs, 100 + number) for number, _ in enumerate(lost)]
+    for told in pupil.wait(*again):
+        pupil.agrees(told, obs)
+    assert other.process.poll() is None
+
+
+def test_poison_is_counted_and_never_fatal(mosquitto, fleet, teachers, student, policy, until):
+    [only] = teachers(mosquitto.url, fleet, "t1")
+    pupil = student(mosquitto.url, fleet)
+    rng, obs = np.random.default_rng(3), observations(policy, 4, 3)
+    for size in rng.integers(0, 400, 40):
+        pupil.publish(rng.bytes(int(size)))
+    good = wire.encode(wire.EventAck(stream="s", up_to=1))
+    pupil.publish(good)
+    pupil.publish(bytes([0x81]) * 20_000)
+    pupil.publish(good, response_topic=pupil.answer_topic.replace("pi-1", "pi-2"))
+    pupil.publish(good, response_topic="$SYS/x")
+    refused = {
+        "unknown-task": pupil.ask(obs, 1, task="another"),
+        "obs-shape": pupil.ask(obs, 2, obs_shape=(1, 2, 3)),
+        "n-actions": pupil.ask(obs, 3, n_actions=policy.spec.n_actions + 1),
+        "codec": pupil.ask(obs, 4, codec=77),
+        "malformed-data": pupil.ask(obs, 5, count=4096),
+    }
+    told = pupil.wait(*refused.values(), right := pupil.ask(obs, 6))
+    assert [each.error for each in told] == [*refused, ""]
+    pupil.agrees(pupil.answers[right][0], obs)
+    until(lambda: only.status()["asks"] == 50, "the counters")
+    assert only.status()["faults"] == {**dict.fromkeys(refused, 1), "malformed": 42, "response-topic": 2}
+
+
+def test_a_message_of_more_than_a_megabyte_harms_nobody(fresh_mosquitto, fleet, teachers, student, policy):
+    fresh_mosquitto.configure("max_packet_size 4000000\n")
+    [only] = teachers(fresh_mosquitto.url, fleet, "t1")
+    pupil = student(fresh_mosquitto.url, fleet)
+    big = Mqtt(fresh_mosquitto.url, f"big-{uuid.uuid4().hex[:8]}", max_packet_bytes=4 << 20, max_queue_bytes=8 << 20)
+    with big:
+        pupil.until(big.is_up, "the link of the big one")
+        for size in ((1 << 20) - 3000, (1 << 20) + 1000, (1 << 21)):
+            assert big.publish(pupil.topic, bytes(size), qos=1)
+        obs = observations(policy, 2, 4)
+        pupil.agrees(pupil.wait(pupil.ask(obs, 1))[0], obs)
+    assert only.process.poll() is None
+
+
+def test_it_waits_for_its_broker(fresh_mosquitto, fleet, teachers, student, policy, until):
+    [only] = teachers(fresh_mosquitto.url, fleet, "t1")
+    fresh_mosquitto.kill9()
+    until(lambda: not only.status()["up"], "the loss to be noticed")
+    fresh_mosquitto.restart()
+    until(only.up, "the link to be back")
+    pupil, obs = student(fresh_mosquitto.url, fleet), observations(policy, 2, 5)
+    pupil.agrees(pupil.wait(pupil.ask(obs, 1))[0], obs)
+
+
+def test_sigterm_answers_what_is_in_hand(mosquitto, fleet, teachers, student, policy, until):
+    [only] = teachers(mosquitto.url, fleet, "t1")
+    pupil = student(mosquitto.url, fleet)
+    obs = observations(policy, 4, 6)
+    only.process.send_signal(signal.SIGSTOP)
+    asked = [pupil.ask(obs, number) for number in range(12)]
+    token = object()
+    assert pupil.mqtt.publish(pupil.topic.replace("/ask/", "/sync/"), b"", qos=1, token=token)
+    until(
+        lambda: any(getattr(event, "token", None) is token for event in pupil.mqtt.events()), "the broker to have all"
+    )
+    assert only.stop() == 0
+    for told in pupil.wait(*asked):
+        pupil.agrees(told, obs)
+    assert only.status()["answers"] == 12
+
+
+def test_all_fleets(mosquitto, fleet, teachers, student, policy, until):
+    task = f"task-{fleet}"
+    [only] = teachers(mosquitto.url, "+", "t1", more=("--task", task))
+    for name in (fleet, f"other-{fleet}"):
+        pupil = student(mosquitto.url, name)
+        pupil.topic, old = pupil.topic.replace("/breakout", f"/{task}"), pupil.answer_topic
+        pupil.answer_topic = old.replace("/breakout", f"/{task}")
+        pupil.mqtt.subscribe([(pupil.answer_topic, 1)])
+        obs = observations(policy, 2, 7)
+        pupil.agrees(pupil.wait(pupil.ask(obs, 1, task=task))[0], obs)
+    assert only.process.poll() is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"--model": "no-such-file"},
+        {"--model": __file__},
+        {"--broker": "http://localhost"},
+        {"--fleet": "a/b"},
+        {"--task": "#"},
+        {"--name": "x y"},
+    ],
+    ids=str,
+)
+def test_wrong_arguments_end_with_78(changes, caplog):
+    said = {"--model": str(BUNDLE), "--broker": "mqtt://127.0.0.1:1"} | changes
+    assert program.main([word for pair in said.items() for word in pair]) == 78
+    assert caplog.records[-1].levelname == "ERROR"
