@@ -8,8 +8,6 @@ the two cannot drift apart.
 from __future__ import annotations
 
 import collections
-import difflib
-import inspect
 import math
 import sys
 import types
@@ -477,6 +475,8 @@ def _fits_socket(key: str, path: str, faults: list[str]) -> None:
 
 def _did_you_mean(name: str, known: Mapping[str, object], value: object) -> str:
     """A hint for a misspelt or misplaced name."""
+    import difflib  # 1 MB that only a faulty file needs
+
     close = difflib.get_close_matches(name, known, n=1)
     if close:
         return f"; did you mean {close[0]!r}?"
@@ -502,6 +502,8 @@ def _finite(value: object) -> bool:
 
 def _docs(cls: Any) -> dict[str, str]:
     """Key -> its explanation, and "" -> the section's, from the struct's docstring."""
+    import inspect  # 2 MB that only `edgert init` needs
+
     summary, _, attributes = inspect.cleandoc(cls.__doc__ or "").partition("\n\nAttributes:\n")
     lines = (line.strip().partition(": ") for line in attributes.splitlines())
     return collections.defaultdict(str, {key: text for key, _, text in lines}, **{"": summary})

@@ -48,7 +48,17 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    argv = sys.argv[1:] if argv is None else argv
+    try:
+        code = _run(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # Whoever read our output has had enough. Python would complain once more while it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+
+
+def _run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_help())
         return OK if argv else BAD_CONFIG
@@ -60,15 +70,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f"edgert: no verb {argv[0]!r}; choose one of {', '.join(VERBS)}", file=sys.stderr)
         return BAD_CONFIG
     try:
-        code = getattr(importlib.import_module(verb.module), verb.function)(argv[1:])
-        sys.stdout.flush()
-        return int(code)
+        return int(getattr(importlib.import_module(verb.module), verb.function)(argv[1:]))
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output has had enough. Python would complain once more while it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OK
+        raise
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("edgert.programs"):
             return _fail(f"`edgert {argv[0]}` is not part of this installation", ERROR)

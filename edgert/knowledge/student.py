@@ -74,7 +74,7 @@ class AskPlan(NamedTuple):
 class _Waiting(msgspec.Struct):
     obs: U8
     seqs: list[int]
-    priority: float
+    value: float
     order: int
     asked: bool = False
 
@@ -139,13 +139,13 @@ class Student:
         self._out_mean_bytes: float | None = None
         self._in_mean_bytes: float | None = None
 
-    def saw(self, seq: int, obs: U8, priority: float) -> list[tuple[int, F32]]:
+    def saw(self, seq: int, obs: U8, value: float) -> list[tuple[int, F32]]:
         """Register a transition that a teacher could say something about.
 
         Args:
             seq: the transition's number; comes back with the answer.
             obs: (H, W, C) uint8; copied.
-            priority: how much an answer is worth, higher first; not a number counts as the highest.
+            value: what an answer would be worth, higher first; not a number counts as the highest.
 
         Returns:
             [(seq, (A,) float32)] if the same observation has been answered before, else nothing.
@@ -167,17 +167,17 @@ class Student:
             self.counters.from_cache += 1
             self.counters.joined += 1
             return [(seq, known)]
-        priority = math.inf if math.isnan(priority) else priority
+        value = math.inf if math.isnan(value) else value
         self._order += 1
         waiting = self._waiting.get(name)
         if waiting is None:
             row = obs.copy()
             row.flags.writeable = False
-            self._waiting[name] = _Waiting(row, [seq], priority, self._order)
+            self._waiting[name] = _Waiting(row, [seq], value, self._order)
             self._held_bytes += row.nbytes
         else:
             waiting.seqs.append(seq)
-            waiting.priority, waiting.order = max(priority, waiting.priority), self._order
+            waiting.value, waiting.order = max(value, waiting.value), self._order
         self._n_seqs += 1
         if self._n_seqs > self._capacity or self._held_bytes > self._max_bytes:
             self._shed()
@@ -218,7 +218,7 @@ class Student:
             return None
         if n < self._batch and now_s - self._sent_s < self._wait_s:
             return None
-        free = ((w.priority, w.order, name) for name, w in self._waiting.items() if not w.asked)
+        free = ((w.value, w.order, name) for name, w in self._waiting.items() if not w.asked)
         names = tuple(name for _, _, name in heapq.nlargest(n, free))
         chosen = [self._waiting[name] for name in names]
         return AskPlan(tuple(tuple(w.seqs) for w in chosen), tuple(w.obs for w in chosen), names)
@@ -407,8 +407,8 @@ class Student:
             self._held_bytes -= waiting.obs.nbytes
 
     def _shed(self) -> None:
-        """Make room: what is not under way goes first, then the lowest priority, then the oldest; an eighth at once."""
-        by_worth = sorted(self._waiting, key=lambda name: (w := self._waiting[name], w.asked, w.priority, w.order)[1:])
+        """Make room: what is not under way goes first, then the least valuable, then the oldest; an eighth at once."""
+        by_worth = sorted(self._waiting, key=lambda name: (w := self._waiting[name], w.asked, w.value, w.order)[1:])
         most_seqs, most_bytes = max(1, self._capacity * 7 // 8), self._max_bytes * 7 // 8
         for name in by_worth:
             if self._n_seqs <= most_seqs and self._held_bytes <= most_bytes:

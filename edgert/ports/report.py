@@ -76,9 +76,9 @@ def write(folder: Path, document: Mapping[str, Any]) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(f"cannot make the report's folder {folder}: {error}") from error
-    write_atomic(folder / "report.json", (json.dumps(document, indent=1) + "\n").encode())
+    write_atomic(folder / "report.json", (json.dumps(document, indent=1) + "\n").encode(), mode=0o644)
     page = folder / "report.html"
-    write_atomic(page, render(document).encode())
+    write_atomic(page, render(document).encode(), mode=0o644)
     return page
 
 
@@ -140,6 +140,8 @@ def text(value: object) -> str:
     """Any plain value in words."""
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {text(each)}" for key, each in value.items())
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return "-" if value is None else f"{value:,.4g}" if isinstance(value, float) else str(value)
 
 
@@ -189,6 +191,10 @@ def _svg(devices: Mapping[str, Mapping[str, Any]], draw: Draw) -> str:
             panel.set_title(name, loc="left", fontsize=9, color="#66717c")
             panel.set_xlabel("seconds")
             draw(panel, device)
+        # Not before everything is drawn: a limit set earlier would also fix the upper end.
+        for axes in figure.axes:
+            if axes.get_autoscaley_on():
+                axes.set_ylim(bottom=0)
         picture = io.StringIO()
         figure.savefig(picture, format="svg", metadata={"Date": None})
     drawn = picture.getvalue()
@@ -211,7 +217,6 @@ def _second(panel: Any, label: str, colour: str) -> Any:
     other.spines["right"].set_visible(True)
     other.set_ylabel(label, color=colour)
     other.tick_params(axis="y", labelcolor=colour)
-    other.set_ylim(bottom=0)
     return other
 
 
@@ -221,9 +226,9 @@ def _lines(panel: Any, series: Mapping[str, Any], name: str, **style: Any) -> No
         panel.plot(*zip(*points, strict=True), **style)
 
 
-def _rates(series: Mapping[str, Any], name: str, window: int = 5) -> list[tuple[float, float]]:
+def _rates(series: Mapping[str, Any], name: str, clock: str = "t_s", window: int = 5) -> list[tuple[float, float]]:
     """(time, growth per second) of a counter, over a few samples; nothing across a restart."""
-    points = [(t, v) for t, v in zip(series["t_s"], series[name], strict=True) if v is not None]
+    points = [(t, v) for t, v in zip(series[clock], series[name], strict=True) if v is not None]
     spans = [(points[max(0, i - window)], point) for i, point in enumerate(points) if i]
     return [(t1, (v1 - v0) / (t1 - t0)) for (t0, v0), (t1, v1) in spans if t1 > t0 and v1 >= v0]
 
@@ -243,7 +248,6 @@ def _returns(panel: Any, device: Mapping[str, Any]) -> None:
             sum(values[max(0, i + 1 - RUNNING_MEAN) : i + 1]) / min(i + 1, RUNNING_MEAN) for i in range(len(values))
         ]
         panel.plot(times, means, color=_BLUE, linewidth=1.8, label=f"mean of {RUNNING_MEAN}")
-    panel.set_ylim(bottom=0)
     _legend(panel)
 
 
@@ -251,12 +255,12 @@ def _decisions(panel: Any, device: Mapping[str, Any]) -> None:
     nominal_hz = device["totals"]["nominal_hz"]
     panel.set_ylabel("decisions / s")
     panel.axhline(nominal_hz, color=_GREY, linestyle="--", linewidth=1, label="nominal")
-    if points := _rates(device["series"], "decided"):
+    if points := _rates(device["series"], "decided", "reported_s"):
         panel.plot(*zip(*points, strict=True), color=_BLUE, linewidth=1.5, label="decisions / s")
     panel.set_ylim(0, nominal_hz * 1.25)
     other = _second(panel, "missed", _RED)
     _lines(other, device["series"], "missed", color=_RED, linewidth=1.2, label="missed, in all")
-    other.set_ylim(0, max(5.0, other.get_ylim()[1]))
+    other.set_ylim(0, max(10.0, other.get_ylim()[1]))
     _legend(panel, other)
 
 
@@ -279,7 +283,9 @@ def _exits(panel: Any, device: Mapping[str, Any]) -> None:
         floor = [low + share for low, share in zip(floor, shares, strict=True)]
     panel.set_xticks(range(len(shown)), [str(g) for g in shown])
     panel.set_ylim(0, 1)
-    panel.legend(loc="lower left", ncols=4, bbox_to_anchor=(0, 1.0), borderaxespad=0.1) if shown else None
+    panel.set_xlim(-0.6, max(4, len(shown)) - 0.4)
+    if shown:
+        panel.legend(loc="lower right", ncols=4, bbox_to_anchor=(1, 1), borderaxespad=0.1)
 
 
 def _latency(panel: Any, device: Mapping[str, Any]) -> None:
@@ -287,7 +293,6 @@ def _latency(panel: Any, device: Mapping[str, Any]) -> None:
     for name, colour, label in (("p50_s", _BLUE, "p50"), ("p99_s", _ORANGE, "p99")):
         milli = {"t_s": device["series"]["t_s"], name: [v if v is None else v * 1e3 for v in device["series"][name]]}
         _lines(panel, milli, name, color=colour, linewidth=1.5, label=label)
-    panel.set_ylim(bottom=0)
     _legend(panel)
 
 
@@ -295,7 +300,6 @@ def _teacher(panel: Any, device: Mapping[str, Any]) -> None:
     panel.set_ylabel("observations")
     for name, colour in (("asked", _GREY), ("answered", _BLUE), ("joined", _GREEN)):
         _lines(panel, device["series"], name, color=colour, linewidth=1.5, label=name)
-    panel.set_ylim(bottom=0)
     other = _second(panel, "KiB", _ORANGE)
     for name, label, style in (("ask_bytes", "bytes up", "-"), ("answer_bytes", "bytes down", ":")):
         kibi = {"t_s": device["series"]["t_s"], name: [v / 1024 for v in device["series"][name]]}
@@ -306,7 +310,6 @@ def _teacher(panel: Any, device: Mapping[str, Any]) -> None:
 def _training(panel: Any, device: Mapping[str, Any]) -> None:
     panel.set_ylabel("gradient steps")
     _lines(panel, device["series"], "steps", color=_BLUE, linewidth=1.5, label="steps")
-    panel.set_ylim(bottom=0)
     other = _second(panel, "loss", _ORANGE)
     _lines(other, device["series"], "loss", color=_ORANGE, linewidth=1.2, label="loss")
     _swaps(panel, device)
@@ -319,7 +322,6 @@ def _cost(panel: Any, device: Mapping[str, Any]) -> None:
         points = _rates(device["series"], f"cpu_s.{name}")
         if points:
             panel.plot([t for t, _ in points], [100 * v for _, v in points], color=colour, linewidth=1.5, label=name)
-    panel.set_ylim(bottom=0)
     other = _second(panel, "battery %", _ORANGE)
     percentages = [v if v is None else 100 * v for v in device["series"]["battery_frac"]]
     _lines(

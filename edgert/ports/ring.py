@@ -39,6 +39,7 @@ _VERSION = 1
 _HEADER = struct.Struct("<8sIII3I32s")
 _HEADER_BYTES = 4096
 _HINT_AT = 128
+_UNMAP_EVERY = 1024  # records; pages already written stay in the page cache and need not count as this process's
 _CRC = struct.Struct("<I")
 _SEQ = struct.Struct("<Q")
 _RECORD = struct.Struct("<QIifBB2x")
@@ -100,6 +101,7 @@ class RingWriter:
             raise StoreError(f"{os.fspath(path)}: another process replaced it while we made it: start only one actor")
         self._map = found
         self.newest_seq, self.newest_episode = self._find_newest()
+        self._map.madvise(mmap.MADV_DONTNEED)
         _SEQ.pack_into(self._map, _HINT_AT, self.newest_seq)
 
     def append(
@@ -141,6 +143,8 @@ class RingWriter:
         at = _HEADER_BYTES + (seq - 1) % self._capacity * self._slot_bytes
         self._map[at : at + self._crc_at + _CRC.size] = b"".join((head, view, _CRC.pack(crc)))
         _SEQ.pack_into(self._map, _HINT_AT, seq)
+        if seq % _UNMAP_EVERY == 0:
+            self._map.madvise(mmap.MADV_DONTNEED)
         self.newest_seq = seq
         self.newest_episode = episode
         return seq

@@ -26,7 +26,8 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     """One status document, flattened; None is unknown.
 
     Attributes:
-        t_s: seconds since the Unix epoch at which the actor made its report, by the device's clock.
+        t_s: when the document was written, seconds since the Unix epoch, by the device's clock.
+        reported_s: when the actor made the report in it, on the same clock.
         returns: of episodes that no earlier sample told of.
         cpu_s, rss_bytes: process -> CPU seconds since its start, resident bytes.
         ask_bytes, answer_bytes: to and from teachers, since the supervisor started.
@@ -35,6 +36,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     t_s: float
+    reported_s: float
     acting: bool = False
     ticks: int | None = None
     missed: int | None = None
@@ -100,14 +102,13 @@ class History:
         """
         self.status = dict(status)
         actor, trainer = status.get("actor") or {}, status.get("trainer") or {}
-        t_s = at_s - (status.get("actor_age_s") or 0.0)
         # The same report may be in two documents; its returns count once.
         report = (actor.get("pid"), actor.get("ticks"))
         new = actor.get("returns", []) if report != self._report else []
         self._report = report
-        sample = _sample(status, actor, trainer, t_s, new)
+        sample = _sample(status, actor, trainer, at_s, new)
         self.samples.append(sample)
-        self.returns.extend((t_s, value) for value in new)
+        self.returns.extend((sample.reported_s, value) for value in new)
         return sample
 
     def rate(self, name: str) -> float | None:
@@ -115,7 +116,8 @@ class History:
         if not self.samples:
             return None
         recent = [s for s in self.samples if s.t_s >= self.samples[-1].t_s - RATE_WINDOW_S]
-        elapsed_s = recent[-1].t_s - recent[0].t_s
+        clock = "reported_s" if name == "ticks" else "t_s"
+        elapsed_s = getattr(recent[-1], clock) - getattr(recent[0], clock)
         return grown([getattr(s, name) for s in recent]) / elapsed_s if elapsed_s > 0 else None
 
     def cpu_frac(self, process: str) -> float | None:
@@ -140,6 +142,7 @@ def _sample(
     decided = bool(sum(actor.get("exits", [])))
     return Sample(
         t_s=t_s,
+        reported_s=t_s - (status.get("actor_age_s") or 0.0),
         acting=bool(actor.get("acting")),
         returns=list(returns),
         exits=list(actor.get("exits", [])),

@@ -7,7 +7,7 @@ and a new one begins, under a new `stream` identity, so that receivers do not mi
 
 from __future__ import annotations
 
-import secrets
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -89,7 +89,7 @@ class Spool:
             for pragma in ("synchronous=FULL", "cache_size=-256", "wal_autocheckpoint=64", "journal_size_limit=262144"):
                 db.execute(f"PRAGMA {pragma}")
             if not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-                db.executescript(f"BEGIN; {_SCHEMA} INSERT INTO meta VALUES ('{secrets.token_hex(8)}', 0); COMMIT;")
+                db.executescript(f"BEGIN; {_SCHEMA} INSERT INTO meta VALUES ('{os.urandom(8).hex()}', 0); COMMIT;")
             self._check(db)
             self._load(db)
         except sqlite3.OperationalError:

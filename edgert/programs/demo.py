@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.metadata
-import json
 import os
 import platform
 import signal
@@ -147,7 +146,7 @@ def summarise(
     acted = [s for s in samples if sum(s.exits)]
     decided = grown([sum(s.exits) for s in acted])
     ticks, missed = grown([s.ticks for s in acted]), grown([s.missed for s in acted])
-    elapsed_s = acted[-1].t_s - acted[0].t_s if acted else 0.0
+    elapsed_s = acted[-1].reported_s - acted[0].reported_s if acted else 0.0
     values = [value for _, value in history.returns]
     third = max(1, len(values) // 3)
     recorded = waiting = None
@@ -156,8 +155,13 @@ def summarise(
         if store.stream == receiver.stream or receiver.stream is None:
             recorded, waiting = store.last_seq, store.last_seq - max(receiver.wanted, store.first_seq) + 1
         store.close()
-    names = [f for f in screen.Sample.__struct_fields__ if f not in ("t_s", "returns", "cpu_s", "rss_bytes", "faults")]
+    names = [
+        f
+        for f in screen.Sample.__struct_fields__
+        if f not in ("t_s", "reported_s", "returns", "cpu_s", "rss_bytes", "faults")
+    ]
     series: dict[str, list[Any]] = {"t_s": [round(s.t_s - started_s, 3) for s in samples]}
+    series["reported_s"] = [round(s.reported_s - started_s, 3) for s in samples]
     series |= {name: [getattr(s, name) for s in samples] for name in names}
     series["decided"] = [sum(s.exits) for s in samples]
     for kind in ("cpu_s", "rss_bytes"):
@@ -369,14 +373,15 @@ def _facts(running: list[Running], collector: Collector) -> list[tuple[str, str]
 
     facts = [("running", ", ".join(state(each) for each in running))]
     for name, (*_, (_, status)) in sorted(collector.teachers.items()):
-        rate = f"{collector.answer_rate(name):.1f}" if collector.answer_rate(name) is not None else "-"
+        rate = screen.number(collector.answer_rate(name))
         seen = status["cache_hits"] + status["cache_misses"]
+        cached = screen.percent(status["cache_hits"] / seen if seen else None)
+        batches = f"{status['asks_per_batch']} questions a batch, {status['largest_batch']} at most"
         facts.append(
             (
                 name,
-                f"{status['answers']} answers, {rate}/s; {status['asks_per_batch']} questions a batch, "
-                f"{status['largest_batch']} at most; {screen.percent(status['cache_hits'] / seen if seen else None)} of "
-                f"{status['observations']} observations from the cache",
+                f"{status['answers']} answers, {rate}/s; {batches}; {status['observations']} observations, "
+                f"{cached} from the cache",
             )
         )
     return facts
@@ -384,6 +389,6 @@ def _facts(running: list[Running], collector: Collector) -> list[tuple[str, str]
 
 def _last_events(collector: Collector, count: int = 6) -> list[str]:
     return [
-        f"{time.strftime('%H:%M:%S', time.localtime(event.at_s))} {device} {event.name} {json.dumps(event.detail)}"
+        f"{time.strftime('%H:%M:%S', time.localtime(event.at_s))} {device} {event.name}: {report.text(event.detail)}"
         for device, event in collector.events[-count:]
     ]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import secrets
 import selectors
 import signal
 import subprocess
@@ -63,7 +62,7 @@ class Supervisor:
                 f"has {len(manifest.thresholds)} exits that take one"
             )
         self.config, self.config_path, self.layout = config, config_path, layout
-        self.session = secrets.token_hex(8)
+        self.session = os.urandom(8).hex()
         self.spool = Spool(layout.spool, config.spool.max_bytes)
         self.board: Board = open_board(config)
         self.notifier = Notifier.from_environment()

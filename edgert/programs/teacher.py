@@ -290,13 +290,12 @@ def _own_name() -> str:
 
 def run(args: argparse.Namespace) -> int:
     """Answer until told to stop."""
-    stopping = Stopping()
     try:
         data = args.model.read_bytes()
     except OSError as error:
         raise ConfigError(f"{args.model}: {error.strerror}; --model takes a .edgert file") from error
-    # A replica that is away must not be handed questions, so its session ends with its connection. The client id is drawn:
-    # two replicas of one name would throw each other out.
+    # A replica that is away must not be handed questions, so its session ends with its connection. The client id is
+    # drawn: two replicas of one name would throw each other out.
     mqtt = Mqtt(
         args.broker,
         f"edgert-teacher-{secrets.token_hex(8)}",
@@ -310,6 +309,7 @@ def run(args: argparse.Namespace) -> int:
         log.info("teacher %s of %s, %d parameters", teacher.teacher, teacher.task, teacher.params.flat.size)
         mqtt.subscribe([(teacher.filter, 1)])
         mqtt.start()
+        stopping = Stopping()
         report_s = time.monotonic()
         while not stopping:
             teacher.turn(0.25)

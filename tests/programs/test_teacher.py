@@ -195,8 +195,7 @@ def test_one_is_killed_and_the_other_goes_on(mosquitto, fleet, teachers, student
     until(lambda: pupil.look() and len(pupil.answers) >= 5, "the other one's share")
     doomed.process.kill()
     doomed.process.wait()
-    # What the dead one had been handed may be handed on or be lost, as the broker likes; whoever asks again is answered.
-    print("LOST", 10 - len(pupil.answers))
+    # A broker may hand on what the dead one had been given; mosquitto 2.0.11 drops it. Whoever asks again is answered.
     later = [pupil.ask(obs, number) for number in range(10, 20)]
     for told in pupil.wait(*later):
         pupil.agrees(told, obs)
