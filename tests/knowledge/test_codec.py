@@ -156,7 +156,9 @@ def test_a_bomb_is_refused_without_being_unpacked(states_size, monkeypatch):
 
         def decompress(self, data, max_output_size, **options):
             unpacked.append(max_output_size)
-            return self.inner.decompress(data, max_output_size=max_output_size, **options)
+            body = self.inner.decompress(data, max_output_size=max_output_size, **options)
+            unpacked.append(len(body))
+            return body
 
     monkeypatch.setattr(zstandard, "ZstdDecompressor", Watched)
     with pytest.raises(MessageError):
