@@ -7,6 +7,7 @@ reader does not know are kept and handed on, never dropped, so that old and new 
 
 from __future__ import annotations
 
+import io
 import re
 from typing import Annotated, NamedTuple, TypeVar
 
@@ -224,7 +225,8 @@ def decode(payload: bytes, expected: type[M]) -> tuple[M, dict[str, object]]:
     if len(payload) > MAX_PAYLOAD_BYTES:
         raise MessageError(f"payload of {len(payload)} bytes is over the limit of {MAX_PAYLOAD_BYTES}")
     try:
-        document = cbor2.loads(payload)
+        stream = io.BytesIO(payload)
+        document = cbor2.load(stream)
     except (
         cbor2.CBORDecodeError,
         ValueError,
@@ -237,6 +239,11 @@ def decode(payload: bytes, expected: type[M]) -> tuple[M, dict[str, object]]:
         raise MessageError(f"payload is not CBOR: {type(error).__name__}: {error}") from error
     if not isinstance(document, dict) or not all(isinstance(key, str) for key in document):
         raise MessageError(f"payload is a CBOR {type(document).__name__}, not a map with text keys")
+    if stream.read(1):
+        raise MessageError("payload goes on after its map")
+    _check_plain(document, len(payload))
+    if document.get("schema") != expected.__struct_config__.tag:
+        raise MessageError(f"payload schema is {document.get('schema')!r}, not {expected.__struct_config__.tag!r}")
     version = document.get("v")
     if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= VERSION:
         raise MessageError(f"payload version is {version!r}; this edgert speaks up to {VERSION}")
@@ -246,3 +253,20 @@ def decode(payload: bytes, expected: type[M]) -> tuple[M, dict[str, object]]:
         raise MessageError(f"payload is no {expected.__name__}: {error}") from error
     known = {"schema", *(field.name for field in msgspec.structs.fields(expected))}
     return message, {key: value for key, value in document.items() if key not in known}
+
+
+def _check_plain(document: object, size_bytes: int) -> None:
+    """Only what JSON has, and bytes: whatever is accepted can be stored and forwarded.
+
+    A value takes a byte at least, so a document with more values than bytes is one that refers to itself.
+    """
+    values: list[tuple[object, int]] = [(document, 0)]
+    for value, depth in values:
+        if len(values) > size_bytes or depth > 32:
+            raise MessageError("payload is nested too deeply or refers to itself")
+        if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+            values += [(each, depth + 1) for each in value.values()]
+        elif isinstance(value, list):
+            values += [(each, depth + 1) for each in value]
+        elif value is not None and not isinstance(value, bool | int | float | str | bytes):
+            raise MessageError(f"payload holds a {type(value).__name__}")

@@ -168,7 +168,9 @@ def show(figures: dict[str, Any]) -> None:
     """Print the figures as tables of plain text."""
     where = "any core" if figures["core"] is None else f"device pinned to core {figures['core']}"
     print(f"{figures['game']}, {figures['seconds']:.0f} s, {where}; {figures['machine']}")
-    print(f"{figures['decisions_hz']} decisions/s, {figures['train_steps_hz']} gradient steps/s, exits {figures['exits']}\n")
+    print(
+        f"{figures['decisions_hz']} decisions/s, {figures['train_steps_hz']} gradient steps/s, exits {figures['exits']}\n"
+    )
     print(f"{'process':<12}{'RSS MB':>8}{'PSS MB':>8}{'CPU %':>8}")
     for role, row in figures["processes"].items():
         cells = [row["rss_mb"], row["pss_mb"], None if row["cpu_frac"] is None else round(100 * row["cpu_frac"], 1)]

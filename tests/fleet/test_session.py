@@ -148,9 +148,7 @@ BOXES = {
     OutboxPhase.OFFLINE: Outbox(stream="s", floor=2, last=10, sent=2, reached=4, credit=4),
     OutboxPhase.IDLE: Outbox(stream="s", floor=10, last=10, sent=10, reached=10, up=True, credit=4),
     OutboxPhase.HELD: Outbox(stream="s", floor=2, last=10, sent=2, reached=4, up=True, credit=4, hold_s=NOW_S + 9),
-    OutboxPhase.AWAITING: Outbox(
-        stream="s", floor=2, last=10, sent=6, reached=6, up=True, credit=4, due_s=NOW_S + 9
-    ),
+    OutboxPhase.AWAITING: Outbox(stream="s", floor=2, last=10, sent=6, reached=6, up=True, credit=4, due_s=NOW_S + 9),
 }
 UP, DOWN, MORE, ODD, BACK, TICK = Up(), Down(), Stored(1, 12), Acked("s", 99), Refused(4), Tick()
 FOREIGN, GOOD, STALE = Acked("t", 3), Acked("s", 4), Acked("s", 1)

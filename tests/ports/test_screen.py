@@ -104,7 +104,9 @@ def test_what_is_wrong_is_said() -> None:
     assert rows["because"] == "cpu-high"
 
 
-@pytest.mark.parametrize("told", [{}, {"actor": None, "trainer": None, "budget": None, "link": None, "actor_age_s": None}])
+@pytest.mark.parametrize(
+    "told", [{}, {"actor": None, "trainer": None, "budget": None, "link": None, "actor_age_s": None}]
+)
 def test_an_empty_document_is_shown_as_unknown(told: dict[str, Any]) -> None:
     rows = dict(screen.cells(history(told)))
     assert rows["latency"] == "p50 -, p99 -"

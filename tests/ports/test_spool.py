@@ -264,4 +264,3 @@ def test_the_files_stay_near_the_budget(path):
             spool.append(os.urandom(1000), time.time())
         assert spool.dropped > 400
         assert sum(p.stat().st_size for p in path.parent.iterdir()) < 3 * budget + (512 << 10)
-
