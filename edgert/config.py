@@ -135,7 +135,7 @@ class Learn(msgspec.Struct, frozen=True, kw_only=True):
     ring_transitions: Annotated[int, Meta(ge=64, le=10_000_000)] = 20_000
     batch: Annotated[int, Meta(ge=1, le=4096)] = 32
     train_steps_hz: Annotated[float, Meta(gt=0, le=1000)] = 20.0
-    learning_rate: Annotated[float, Meta(gt=0, le=1)] = 2.5e-4
+    learning_rate: Annotated[float, Meta(gt=0, le=1)] = 5e-4
     gamma: Share = 0.99
     distill_weight: Weight = 1.0
     td_weight: Weight = 1.0

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -120,7 +120,7 @@ class Cluster:
         devices: int = 2,
         teachers: int = 1,
         broker: Literal["auto", "mosquitto", "iotcore"] = "auto",
-        device_config: Mapping[str, object] | None = None,
+        device_config: Callable[[int], Mapping[str, object]] | Mapping[str, object] | None = None,
         models: Path | None = None,
     ) -> None:
         """Write every configuration file; nothing runs yet.
@@ -131,7 +131,8 @@ class Cluster:
             devices: how many.
             teachers: how many replicas.
             broker: which one; auto prefers mosquitto.
-            device_config: dotted configuration key -> value for every device, on top of the simulated plant.
+            device_config: dotted configuration key -> value, on top of the simulated plant; a function of the device's
+                index gives each its own.
             models: folder with `<game>.edgert` and `<game>-teacher.edgert`; the repository's by default.
 
         Raises:
@@ -176,7 +177,7 @@ class Cluster:
                 "plant.seed": i + 1,
                 "board.kind": "fake",
                 "battery.kind": "simulated",
-                **(device_config or {}),
+                **(device_config(i) if callable(device_config) else device_config or {}),
             }
             (self.out / name).mkdir(exist_ok=True)
             self.config(name).write_text(commented_default(settings))

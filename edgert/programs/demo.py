@@ -221,7 +221,7 @@ def document(
     passed = all(check.passed for check in checks)
     return {
         "title": f"edgert demo: {game.replace('_', ' ')}",
-        "summary": f"{len(devices)} devices, {len(cluster.teachers)} teachers and a broker on one machine for "
+        "summary": f"{len(devices)} devices, {len(cluster.teachers)} teacher(s) and a broker on one machine for "
         f"{ran_s:.0f} s; {'every check passed' if passed else 'NOT every check passed'}.",
         "passed": passed,
         "checks": [check._asdict() for check in checks],
@@ -262,11 +262,11 @@ def main(argv: list[str] | None = None) -> int:
         EdgertError: it could not be started at all; the message says what to do.
     """
     args = _parse(argv)
-    stopping = Stopping()
-    signal.signal(signal.SIGHUP, signal.getsignal(signal.SIGTERM))
     out: Path = args.out or Path(time.strftime("edgert-demo-%Y%m%d-%H%M%S"))
     if out.exists() and any(out.iterdir()):
         raise UsageError(f"{out} is not empty: choose another folder with --out, so that no former run is taken up")
+    stopping = Stopping()
+    signal.signal(signal.SIGHUP, signal.getsignal(signal.SIGTERM))
     cluster = Cluster(
         out,
         args.game,

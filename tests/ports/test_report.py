@@ -30,7 +30,7 @@ def device(seconds: int, swaps: list[dict[str, Any]]) -> dict[str, Any]:
     for name in ("p50_s", "p99_s", "cpu_s.supervisor", "cpu_s.actor", "cpu_s.trainer"):
         series[name] = [None if i < 2 else i * 1e-3 for i in range(seconds)]
     counts = ("ticks", "missed", "episodes", "steps", "asked", "answered", "joined", "candidates", "accepted", "swaps")
-    totals: dict[str, Any] = {name: 3 for name in (*counts, "ask_bytes", "answer_bytes", "events_arrived")}
+    totals: dict[str, Any] = dict.fromkeys((*counts, "ask_bytes", "answer_bytes", "events_arrived"), 3)
     unknown = ("missed_frac", "first_action_s", "p50_s", "p99_s", "return_first", "return_last", "events_recorded")
     totals |= dict.fromkeys(unknown) | {"nominal_hz": 20.0, "decisions_hz": 19.9, "rss_bytes": {"actor": 1 << 26}}
     returns = [(float(i), float(i % 5)) for i in range(0, seconds, 4)]

@@ -1,0 +1,21 @@
+"""`python -m tools.bench NAME`: run one benchmark."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+BENCHMARKS = {"learning": "what 20 minutes on the device make of a student, with a teacher and without"}
+
+
+def main() -> int:
+    """Find the benchmark and hand it the rest of the command line."""
+    if len(sys.argv) < 2 or sys.argv[1] not in BENCHMARKS:
+        print("usage: python -m tools.bench NAME [options]; --help after the name\n")
+        for name, what in BENCHMARKS.items():
+            print(f"  {name:<10} {what}")
+        return 2
+    return int(importlib.import_module(f"tools.bench.{sys.argv[1]}").main(sys.argv[2:]))
+
+
+raise SystemExit(main())
