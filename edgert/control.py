@@ -6,6 +6,7 @@ edge), so a lost message or a missed exit is mended at the next one. The shell i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import assert_never
 
 import msgspec
@@ -31,14 +32,11 @@ from edgert.values import (
     TrainerReport,
 )
 
-HANG_S = 5.0
-"""A connected actor that reports nothing for this long is hung: it reports from its own loop, once a second."""
-START_PATIENCE_S = 20.0
-"""A child that has not said hello after this long is hung. Importing a runtime from a cold SD card takes seconds."""
+HANG_S = 5.0  # without a report a connected actor is hung: it reports from its own loop, once a second
+START_PATIENCE_S = 20.0  # without a hello a child is hung; importing a runtime from a cold SD card takes seconds
 RESTART_BASE_S, RESTART_CAP_S, STABLE_S = 0.5, 30.0, 60.0
 """The first restart is immediate; from the second on the delay doubles; a child that lived STABLE_S is forgiven."""
-ANSWER_EXPIRY_S = 30
-"""Seconds a broker may keep a question: an answer later than that teaches about a policy long gone."""
+ANSWER_EXPIRY_S = 30  # an answer later than that teaches about a policy long gone
 
 
 class Sensed(msgspec.Struct, frozen=True):
@@ -58,6 +56,7 @@ class Exited(msgspec.Struct, frozen=True):
     """A child is gone; `code` is negative for a signal, None when it was not ours to wait for."""
 
     role: Role
+    pid: int
     code: int | None
 
 
@@ -243,7 +242,16 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def open_world(
-    config: Config, *, task: str, n_exits: int, acting: Swap | None, stream: str, first: int, last: int, now_s: float
+    config: Config,
+    *,
+    task: str,
+    n_exits: int,
+    acting: Swap | None,
+    stream: str,
+    first: int,
+    last: int,
+    now_s: float,
+    adopted: Mapping[Role, int] | None = None,
 ) -> World:
     """The world as a supervisor finds it.
 
@@ -256,8 +264,9 @@ def open_world(
         first: lowest event it holds.
         last: newest event it ever gave.
         now_s: monotonic seconds.
+        adopted: pids of children that outlived a predecessor.
     Returns:
-        Nothing runs yet; the first step starts what should.
+        The first step starts what should run and does not.
     Raises:
         nothing.
     Source:
@@ -272,7 +281,7 @@ def open_world(
         config=config,
         task=config.teacher.task or task,
         n_exits=n_exits,
-        children={role: Child(since_s=now_s) for role in roles},
+        children={role: Child(pid=(adopted or {}).get(role), since_s=now_s) for role in roles},
         outbox=session.open_outbox(stream, first, last),
         started_s=now_s,
         acting=acting,
@@ -318,8 +327,8 @@ def step(world: World, event: Input, now_s: float) -> tuple[World, list[Effect]]
             world = _set_child(world, role, pid=pid, connected=False, since_s=now_s)
         case Connected(role, pid):
             world = _connected(world, role, pid, now_s, effects)
-        case Exited(role, code):
-            world = _exited(world, role, code, now_s, effects)
+        case Exited():
+            world = _exited(world, event, now_s, effects)
         case Heard(role, told):
             world = _heard(world, role, told, now_s, effects)
         case LinkUp():
@@ -398,10 +407,11 @@ def _connected(world: World, role: Role, pid: int, now_s: float, effects: list[E
     return world
 
 
-def _exited(world: World, role: Role, code: int | None, now_s: float, effects: list[Effect]) -> World:
+def _exited(world: World, event: Exited, now_s: float, effects: list[Effect]) -> World:
+    role, code = event.role, event.code
     child = world.children.get(role)
-    if child is None or child.pid is None:
-        return world
+    if child is None or child.pid != event.pid:
+        return world  # not the one that counts: a second instance that found the role taken
     failures = 1 if now_s - child.since_s >= STABLE_S else child.failures + 1
     delay_s = 0.0 if failures == 1 else min(RESTART_CAP_S, RESTART_BASE_S * 2.0 ** min(failures - 2, 16))
     effects.append(Record("child-exited", {"role": role, "code": code, "restart_in_s": delay_s}))

@@ -27,6 +27,7 @@ class Reading(msgspec.Struct, frozen=True):
 
 
 UNKNOWN = Reading(None)
+RETURNS_TOLD = 32
 
 
 class Readings(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,7 +85,9 @@ class ActorReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag=
         safe: ticks answered by the manifest's safe action.
         exits: decisions per exit, one entry an exit.
         latency_p50_s, latency_p99_s, latency_max_s: observation in hand -> action chosen, over the last window.
-        returns: undiscounted returns of the episodes that ended since the last report.
+        episodes: episodes that ended.
+        returns: undiscounted returns of the newest of them, at most RETURNS_TOLD, newest last. Reports may be skipped on
+            their way; with `episodes` the reader knows which are new.
         faults: named fault -> count since start.
         generation: of the policy that acts now; 0 is the installed bundle.
         acting: a policy decides (False: safe action only).
@@ -100,6 +103,7 @@ class ActorReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag=
     latency_p50_s: float
     latency_p99_s: float
     latency_max_s: float
+    episodes: int
     returns: list[float]
     faults: dict[str, int]
     generation: int

@@ -52,6 +52,7 @@ def report(**changes: object) -> ActorReport:
         "latency_p50_s": 1e-4,
         "latency_p99_s": 2e-4,
         "latency_max_s": 3e-4,
+        "episodes": 0,
         "returns": [],
         "faults": {},
         "generation": 0,
@@ -90,18 +91,19 @@ def test_what_should_run_is_started_once() -> None:
 
 
 def test_a_dead_child_is_restarted_at_once_and_then_ever_more_slowly() -> None:
-    world, now_s, waits = started(), 1.0, []
+    world, now_s, waits, pid = started(), 1.0, [], 11
     for _ in range(10):
-        world, effects = control.step(world, control.Exited("actor", -9), now_s)
+        world, effects = control.step(world, control.Exited("actor", pid, -9), now_s)
         died_s = now_s
         while not of(effects, control.Start):
             now_s = control.wake_s(world, now_s) + 1e-9
             world, effects = control.step(world, control.Tick(), now_s)
         waits.append(now_s - died_s)
-        world, _ = control.step(world, control.Spawned("actor", 99), now_s)
+        pid += 1
+        world, _ = control.step(world, control.Spawned("actor", pid), now_s)
     assert waits[0] == 0 and waits == sorted(waits) and waits[-1] == pytest.approx(control.RESTART_CAP_S, abs=1.1)
     now_s += control.STABLE_S
-    _, effects = control.step(world, control.Exited("actor", 0), now_s)
+    _, effects = control.step(world, control.Exited("actor", pid, 0), now_s)
     assert of(effects, control.Start), "a child that lived long is forgiven"
 
 
@@ -140,7 +142,7 @@ def test_an_accepted_network_is_swapped_in_committed_and_given_to_a_restarted_ac
     assert control.Tell("actor", swap) in effects and not of(effects, control.Commit)
     world, effects = feed(
         world,
-        (6.0, control.Exited("actor", -9)),
+        (6.0, control.Exited("actor", 11, -9)),
         (6.1, control.Spawned("actor", 20)),
         (6.5, control.Connected("actor", 20)),
     )
@@ -223,7 +225,7 @@ told: st.SearchStrategy[Told] = st.one_of(
 roles = st.sampled_from(["actor", "trainer", "world", "client"])
 inputs: st.SearchStrategy[Input] = st.one_of(
     st.builds(control.Spawned, role=roles, pid=st.integers(1, 99)),
-    st.builds(control.Exited, role=roles, code=st.one_of(st.none(), st.integers(-9, 78))),
+    st.builds(control.Exited, role=roles, pid=st.integers(0, 99), code=st.one_of(st.none(), st.integers(-9, 78))),
     st.builds(control.Connected, role=roles, pid=st.integers(1, 99)),
     st.builds(control.Heard, role=roles, told=told),
     st.just(control.LinkUp()),
@@ -271,3 +273,23 @@ def test_an_adopted_outbox_sends_again_what_nobody_acknowledged() -> None:
     _, effects = control.step(world, control.LinkUp(), 1.0)
     assert of(effects, control.SendEvents) == [control.SendEvents(2, 5, 3)]
     assert world.children["actor"] == Child(since_s=0.0)
+
+
+def test_what_outlived_a_predecessor_is_not_started_again() -> None:
+    world = control.open_world(
+        CONFIG,
+        task="t",
+        n_exits=1,
+        acting=None,
+        stream="s",
+        first=1,
+        last=0,
+        now_s=0.0,
+        adopted={"actor": 7, "world": 5},
+    )
+    world, effects = control.step(world, control.Tick(), 0.0)
+    assert [effect.role for effect in of(effects, control.Start)] == ["trainer"]
+    world, effects = control.step(world, control.Exited("actor", 99, 78), 1.0)
+    assert not of(effects, control.Start) and world.children["actor"].pid == 7, "a second instance that left again"
+    world, effects = control.step(world, control.Exited("actor", 7, None), 2.0)
+    assert [effect.role for effect in of(effects, control.Start)] == ["actor"]

@@ -91,7 +91,7 @@ class History:
         self.status: dict[str, Any] = {}
         self.samples: deque[Sample] = deque(maxlen=keep)
         self.returns: deque[tuple[float, float]] = deque(maxlen=keep)
-        self._report: tuple[object, object] | None = None
+        self._told: tuple[object, int] = (None, 0)
 
     def add(self, status: Mapping[str, Any], at_s: float) -> Sample:
         """Take in a status document.
@@ -102,10 +102,11 @@ class History:
         """
         self.status = dict(status)
         actor, trainer = status.get("actor") or {}, status.get("trainer") or {}
-        # The same report may be in two documents; its returns count once.
-        report = (actor.get("pid"), actor.get("ticks"))
-        new = actor.get("returns", []) if report != self._report else []
-        self._report = report
+        # Documents repeat a report, or miss one: the count of episodes says which returns are new.
+        pid, episodes, returns = actor.get("pid"), actor.get("episodes", 0), actor.get("returns", [])
+        unseen = episodes - (self._told[1] if pid == self._told[0] else 0)
+        new = returns[-unseen:] if unseen > 0 else []
+        self._told = (pid, episodes)
         sample = _sample(status, actor, trainer, at_s, new)
         self.samples.append(sample)
         self.returns.extend((sample.reported_s, value) for value in new)

@@ -20,6 +20,7 @@ import logging
 import sys
 import threading
 import time
+from collections import deque
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
@@ -36,7 +37,7 @@ from edgert.ports.plant import Observation, Plant
 from edgert.ports.process import Layout, Parent, Stopping, load_config, started_monotonic_s, usage
 from edgert.ports.ring import EXPLORED, SAFE, TERMINATED, TRUNCATED, RingWriter
 from edgert.ports.runtime import Kind, Runtime, open_runtime
-from edgert.values import ActorReport, Budget, Happened, Stop, Swap, Swapped, Told
+from edgert.values import RETURNS_TOLD, ActorReport, Budget, Happened, Stop, Swap, Swapped, Told
 
 LATENCIES = 1200
 """Decisions that the latency figures look back on: one minute at 20 Hz."""
@@ -143,7 +144,9 @@ class Actor:
         self.missed_at_swap = 0
         self.taken = [0] * self.n_exits
         self.latencies_s = np.zeros(LATENCIES)
-        self.returns: list[float] = []
+        self.episodes = 0
+        self.returns: deque[float] = deque(maxlen=RETURNS_TOLD)
+        self.met_plant = False
         self.episode_return = 0.0
         self.faults: dict[str, int] = {}
         self.rng = np.random.default_rng()
@@ -200,8 +203,10 @@ class Actor:
         """One decision: the action leaves before anything is written down."""
         started_s = time.monotonic()
         action, exit_, confidence, flags = self.manifest.safe_action, 0, None, SAFE
+        self.met_plant = self.met_plant or observation is not None
         if observation is None:
-            self._fault("observation-missing")
+            if self.met_plant:  # before that it is starting, which is no fault
+                self._fault("observation-missing")
         elif self.runtime is not None:
             try:
                 inference = self.runtime.infer(observation.obs, self._within(due_s - started_s))
@@ -264,6 +269,7 @@ class Actor:
                 exit=former.exit,
             )
             if ended & TERMINATED or (seen and ended & TRUNCATED):
+                self.episodes += 1
                 self.returns.append(self.episode_return)
             if ended:
                 self.episode_return = 0.0
@@ -321,7 +327,6 @@ class Actor:
         window = self.latencies_s[self.latencies_s > 0][:decided]
         p50, p99, worst = np.percentile(window, (50, 99, 100)) if len(window) else (0.0, 0.0, 0.0)
         cpu_s, rss_bytes = usage()
-        returns, self.returns = self.returns, []
         return ActorReport(
             pid=os.getpid(),
             ticks=self.ticks,
@@ -331,7 +336,8 @@ class Actor:
             latency_p50_s=float(p50),
             latency_p99_s=float(p99),
             latency_max_s=float(worst),
-            returns=returns,
+            episodes=self.episodes,
+            returns=list(self.returns),
             faults={**self.faults, **self.plant.faults},
             generation=self.generation,
             acting=self.runtime is not None,

@@ -71,6 +71,8 @@ class Supervisor:
         self.processes: dict[Role, subprocess.Popen[bytes]] = {}
         self.watched: dict[int, tuple[Role, int]] = {}  # pidfd -> role and pid, ours or adopted
         now_s = time.monotonic()
+        roles: tuple[Role, ...] = ("world", "actor", "trainer")
+        adopted = {role: pid for role in roles if (pid := lock_holder(layout.lock(role))) is not None}
         self.world = control.open_world(
             config,
             task=manifest.task,
@@ -80,17 +82,16 @@ class Supervisor:
             first=self.spool.first_seq,
             last=self.spool.last_seq,
             now_s=now_s,
+            adopted=adopted,
         )
         self.inputs: deque[control.Input] = deque()
         self.mqtt = self._open_link(manifest.task)
         self.selector = selectors.DefaultSelector()
         self.selector.register(self.listener, selectors.EVENT_READ)
         self.selector.register(self.mqtt, selectors.EVENT_READ)
-        for role in self.world.children:
-            pid = lock_holder(layout.lock(role))
-            if pid is not None:
-                log.info("the %s of a predecessor is still at work, pid %d", role, pid)
-                self._watch(role, pid)
+        for role, pid in adopted.items():
+            log.info("the %s of a predecessor is still at work, pid %d", role, pid)
+            self._watch(role, pid)
         if self.spool.fault:
             self._record("spool-broken", {"why": self.spool.fault})
 
@@ -291,18 +292,20 @@ class Supervisor:
         try:
             pidfd = os.pidfd_open(pid)
         except ProcessLookupError:
-            self.inputs.append(control.Exited(role, None))
+            self.inputs.append(control.Exited(role, pid, None))
             return
         self.watched[pidfd] = role, pid
         self.selector.register(pidfd, selectors.EVENT_READ)
-        self.inputs.append(control.Spawned(role, pid))
 
     def _bury(self, pidfd: int) -> None:
-        role, _ = self.watched.pop(pidfd)
+        role, pid = self.watched.pop(pidfd)
         self.selector.unregister(pidfd)
         os.close(pidfd)
-        process = self.processes.pop(role, None)
-        self.inputs.append(control.Exited(role, None if process is None else process.wait()))
+        process = self.processes.get(role)
+        code = None
+        if process is not None and process.pid == pid:
+            code = self.processes.pop(role).wait()
+        self.inputs.append(control.Exited(role, pid, code))
 
     def _start(self, role: Role) -> None:
         if role == "world":
@@ -316,9 +319,10 @@ class Supervisor:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=False)
         except OSError as error:
             self._record("start-failed", {"role": role, "why": str(error)})
-            self.inputs += [control.Spawned(role, 0), control.Exited(role, None)]
+            self.inputs += [control.Spawned(role, 0), control.Exited(role, 0, None)]
             return
         self.processes[role] = process
+        self.inputs.append(control.Spawned(role, process.pid))
         self._watch(role, process.pid)
 
     @staticmethod

@@ -19,6 +19,7 @@ def document(ticks: int, **more: Any) -> dict[str, Any]:
         "latency_p50_s": 0.001,
         "latency_p99_s": 0.002,
         "latency_max_s": 0.003,
+        "episodes": 0,
         "returns": [],
         "faults": {},
         "generation": 0,
@@ -53,17 +54,17 @@ def test_growth_counts_on_over_a_restart(column: list[float | None], growth: flo
     assert screen.grown(column) == growth
 
 
-def test_returns_of_one_report_count_once_however_often_it_is_told() -> None:
-    first, second = {"returns": [3.0, 4.0]}, {"returns": [5.0]}
+def test_each_return_counts_once_though_reports_are_repeated_and_skipped() -> None:
+    first, third = {"episodes": 2, "returns": [3.0, 4.0]}, {"episodes": 5, "returns": [3.0, 4.0, 5.0, 6.0, 7.0]}
     seen = history(
-        document(20, actor=first), document(20, actor=first), document(40, actor=second), document(60), document(60)
+        document(20, actor=first), document(20, actor=first), document(60, actor=third), document(60, actor=third)
     )
-    assert [value for _, value in seen.returns] == [3.0, 4.0, 5.0]
+    assert [value for _, value in seen.returns] == [3.0, 4.0, 5.0, 6.0, 7.0]
 
 
-def test_a_report_of_another_process_is_another_report() -> None:
-    seen = history(document(20, actor={"returns": [3.0]}), document(20, actor={"returns": [4.0], "pid": 8}))
-    assert [value for _, value in seen.returns] == [3.0, 4.0]
+def test_a_restarted_actor_counts_from_zero() -> None:
+    old, new = {"episodes": 1, "returns": [3.0]}, {"episodes": 1, "returns": [4.0], "pid": 8}
+    assert [value for _, value in history(document(20, actor=old), document(20, actor=new)).returns] == [3.0, 4.0]
 
 
 def test_rates_are_taken_on_the_clock_of_the_reports() -> None:
@@ -81,13 +82,13 @@ def test_cpu_is_a_share_of_one_core() -> None:
 def test_a_bounded_history_forgets_the_oldest() -> None:
     seen = History(keep=3)
     for i in range(10):
-        seen.add(document(i, actor={"returns": [float(i)]}), float(i))
+        seen.add(document(i, actor={"episodes": i, "returns": [float(i)]}), float(i))
     assert [s.ticks for s in seen.samples] == [7, 8, 9]
     assert [value for _, value in seen.returns] == [7.0, 8.0, 9.0]
 
 
 def test_a_line_says_it_in_plain_words() -> None:
-    told = screen.line("arm-7", history(document(80), document(100, actor={"returns": [4.0]})))
+    told = screen.line("arm-7", history(document(80), document(100, actor={"episodes": 1, "returns": [4.0]})))
     assert "return 4.0 over 1 episodes" in told
     assert "decisions 20.0/s, 2 missed (2.00 %)" in told
     assert "p99 2.0 ms" in told
@@ -114,7 +115,9 @@ def test_an_empty_document_is_shown_as_unknown(told: dict[str, Any]) -> None:
 
 
 def test_plain_cells_have_no_drawings() -> None:
-    told = " ".join(text for _, text in screen.cells(history(document(100, actor={"returns": [1.0, 2.0]}))))
+    told = " ".join(
+        text for _, text in screen.cells(history(document(100, actor={"episodes": 2, "returns": [1.0, 2.0]})))
+    )
     assert not set(told) & set("▁▂▃▄▅▆▇█░▒▓")
 
 

@@ -97,7 +97,7 @@ def status(second: int, *, pid: int = 7, missed: int = 3) -> dict[str, Any]:
     ticks = 20 * second
     actor = {
         "pid": pid, "ticks": ticks, "missed": missed, "safe": 0, "exits": [ticks // 2, ticks - ticks // 2],
-        "latency_p50_s": 1e-3, "latency_p99_s": 2e-3, "latency_max_s": 3e-3, "returns": [float(second)], "faults": {},
+        "latency_p50_s": 1e-3, "latency_p99_s": 2e-3, "latency_max_s": 3e-3, "episodes": second, "returns": [float(second)], "faults": {},
         "generation": 0, "acting": True, "first_action_s": 1.5, "cpu_s": 0.1, "rss_bytes": 1000 + second,
     }  # fmt: skip
     trainer = {"steps": 10 * second, "joined": 5 * second, "cpu_s": 0.2, "rss_bytes": 2000}
@@ -131,7 +131,7 @@ def test_the_rate_counts_from_the_first_decision_and_over_a_restart_of_the_actor
     assert (totals["ticks"], totals["missed"]) == (280, 0)
     assert totals["steps"] == 150
     assert totals["ask_bytes"] == 1500
-    assert totals["episodes"] == 16
+    assert totals["episodes"] == 15  # one a second, none in second 0
     assert totals["rss_bytes"]["actor"] == 1010
 
 
@@ -143,7 +143,7 @@ def test_series_have_one_length_and_begin_at_the_start_of_the_run(tmp_path: Path
     assert {len(column) for column in told["series"].values()} == {5}
     assert told["series"]["t_s"] == [0.0, 1.0, 2.0, 3.0, 4.0]
     assert told["series"]["reported_s"][1] == 0.75
-    assert told["returns"][2] == (1.75, 2.0)
+    assert told["returns"][1] == (1.75, 2.0)
 
 
 @pytest.mark.parametrize(("stored", "arrived", "waiting"), [(0, 0, 0), (5, 5, 0), (5, 3, 2), (4, 0, 4)])

@@ -75,7 +75,7 @@ class SimulatedPlant:
                     return self._read(frames[-1])
             remaining_s = deadline_s - time.monotonic()
             if remaining_s <= 0:
-                if self._channel is None:
+                if self._channel is None and self._newest is not None:  # a world that never was is still starting
                     self._fault(Fault("plant-gone", self._absent))
                 return None
             if self._channel is None:
