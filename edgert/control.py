@@ -1,7 +1,8 @@
 """The supervisor's brain: what happened goes in, what to do comes out.
 
-`step(world, input, now_s) -> (world, effects)` is pure. It compares what should run with what runs at every wake-up (level, not
-edge), so a lost message or a missed exit is mended at the next one. The shell in `programs.supervisor` performs the effects.
+`step(world, input, now_s) -> (world, effects)` is pure. It compares what should run with what runs at every wake-up
+(level, not edge), so a lost message or a missed exit is mended at the next one. The shell in `programs.supervisor`
+performs the effects.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import assert_never
 
 import msgspec
 
-from edgert import wire
+from edgert import bus, wire
 from edgert.config import Config
 from edgert.errors import MessageError
 from edgert.fleet import session
@@ -37,148 +38,6 @@ START_PATIENCE_S = 20.0  # without a hello a child is hung; importing a runtime 
 RESTART_BASE_S, RESTART_CAP_S, STABLE_S = 0.5, 30.0, 60.0
 """The first restart is immediate; from the second on the delay doubles; a child that lived STABLE_S is forgiven."""
 ANSWER_EXPIRY_S = 30  # an answer later than that teaches about a policy long gone
-
-
-class Sensed(msgspec.Struct, frozen=True):
-    """One look at the board and at the spool."""
-
-    readings: Readings
-
-
-class Spawned(msgspec.Struct, frozen=True):
-    """The shell started a child."""
-
-    role: Role
-    pid: int
-
-
-class Exited(msgspec.Struct, frozen=True):
-    """A child is gone; `code` is negative for a signal, None when it was not ours to wait for."""
-
-    role: Role
-    pid: int
-    code: int | None
-
-
-class Connected(msgspec.Struct, frozen=True):
-    """A child said hello: one that we started, or one that outlived our predecessor."""
-
-    role: Role
-    pid: int
-
-
-class Heard(msgspec.Struct, frozen=True):
-    """A child told us something."""
-
-    role: Role
-    told: Told
-
-
-class LinkUp(msgspec.Struct, frozen=True):
-    """The session with the broker stands."""
-
-
-class LinkDown(msgspec.Struct, frozen=True):
-    """The session with the broker ended, with a named reason."""
-
-    reason: str
-
-
-class Received(msgspec.Struct, frozen=True):
-    """The broker delivered something."""
-
-    topic: str
-    payload: bytes
-    correlation: bytes | None
-
-
-class Stored(msgspec.Struct, frozen=True):
-    """The spool changed: its lowest and its newest sequence number."""
-
-    first: int
-    last: int
-
-
-class Refused(msgspec.Struct, frozen=True):
-    """The link took no event from `seq` on."""
-
-    seq: int
-
-
-class Tick(msgspec.Struct, frozen=True):
-    """Nothing but time."""
-
-
-Input = Sensed | Spawned | Exited | Connected | Heard | LinkUp | LinkDown | Received | Stored | Refused | Tick
-
-
-class Publish(msgspec.Struct, frozen=True):
-    """Send now or never; what must not be lost is `Record`ed instead."""
-
-    topic: wire.Topic
-    payload: bytes
-    qos: int = 0
-    expiry_s: int | None = None
-    correlation: bytes | None = None
-    response_topic: wire.Topic | None = None
-
-
-class SendEvents(msgspec.Struct, frozen=True):
-    """Publish the spooled events `after < seq <= up_to`, each saying `first`."""
-
-    after: int
-    up_to: int
-    first: int
-
-
-class ForgetEvents(msgspec.Struct, frozen=True):
-    """Drop spooled events up to and including this one."""
-
-    up_to: int
-
-
-class Record(msgspec.Struct, frozen=True):
-    """Append an event to the spool, then say `Stored`."""
-
-    name: str
-    detail: dict[str, object]
-
-
-class Start(msgspec.Struct, frozen=True):
-    """Start a child."""
-
-    role: Role
-
-
-class Kill(msgspec.Struct, frozen=True):
-    """Kill a child that hangs."""
-
-    role: Role
-    pid: int
-
-
-class Tell(msgspec.Struct, frozen=True):
-    """Tell a child something; lost when it is not there."""
-
-    role: Role
-    told: Told
-
-
-class Commit(msgspec.Struct, frozen=True):
-    """Note durably which network acts, so that a restarted actor begins with it."""
-
-    swap: Swap
-
-
-class Notify(msgspec.Struct, frozen=True):
-    """Tell systemd: ready, alive, and one line of status."""
-
-    ready: bool
-    alive: bool
-    status: str
-
-
-Effect = Publish | SendEvents | ForgetEvents | Record | Start | Kill | Tell | Commit | Notify
 
 
 class Child(msgspec.Struct, frozen=True):
@@ -265,8 +124,10 @@ def open_world(
         last: newest event it ever gave.
         now_s: monotonic seconds.
         adopted: pids of children that outlived a predecessor.
+
     Returns:
         The first step starts what should run and does not.
+
     Raises:
         nothing.
     Source:
@@ -293,8 +154,10 @@ def subscriptions(config: Config) -> list[str]:
 
     Args:
         config: checked.
+
     Returns:
         Topic filters.
+
     Raises:
         nothing.
     Source:
@@ -304,46 +167,48 @@ def subscriptions(config: Config) -> list[str]:
     return [str(wire.Topic(fleet, device, "know", "answer", "+")), str(wire.Topic(fleet, device, "cmd", "+", "+"))]
 
 
-def step(world: World, event: Input, now_s: float) -> tuple[World, list[Effect]]:
+def step(world: World, event: bus.Input, now_s: float) -> tuple[World, list[bus.Effect]]:
     """Advance the supervisor by one event.
 
     Args:
         world: the state before.
         event: what happened.
         now_s: monotonic seconds.
+
     Returns:
         The state after, and what to do, in order.
+
     Raises:
         nothing: a malformed message is counted under its name, a child's nonsense too.
     Source:
         ours, after balena-supervisor's steps-as-data and openpilot's `ensure_running`.
     """
     replace = msgspec.structs.replace
-    effects: list[Effect] = []
+    effects: list[bus.Effect] = []
     match event:
-        case Sensed(readings):
+        case bus.Sensed(readings):
             world = _allot(replace(world, readings=readings), now_s, effects)
-        case Spawned(role, pid) if role in world.children:
+        case bus.Spawned(role, pid) if role in world.children:
             world = _set_child(world, role, pid=pid, connected=False, since_s=now_s)
-        case Connected(role, pid):
+        case bus.Connected(role, pid):
             world = _connected(world, role, pid, now_s, effects)
-        case Exited():
+        case bus.Exited():
             world = _exited(world, event, now_s, effects)
-        case Heard(role, told):
+        case bus.Heard(role, told):
             world = _heard(world, role, told, now_s, effects)
-        case LinkUp():
+        case bus.LinkUp():
             world = replace(world, link_up=True, link_reason="", link_ups=world.link_ups + 1)
             world = _outbox(_allot(world, now_s, effects), session.Up(), now_s, effects)
-        case LinkDown(reason):
+        case bus.LinkDown(reason):
             world = replace(world, link_up=False, link_reason=reason)
             world = _outbox(_allot(world, now_s, effects), session.Down(), now_s, effects)
-        case Received():
+        case bus.Received():
             world = _received(world, event, now_s, effects)
-        case Stored(first, last):
+        case bus.Stored(first, last):
             world = _outbox(world, session.Stored(first, last), now_s, effects)
-        case Refused(seq):
+        case bus.Refused(seq):
             world = _outbox(world, session.Refused(seq), now_s, effects)
-        case Tick() | Spawned():
+        case bus.Tick() | bus.Spawned():
             world = _outbox(world, session.Tick(), now_s, effects)
         case _:
             assert_never(event)
@@ -359,7 +224,7 @@ def _set_child(world: World, role: Role, **changes: object) -> World:
     return msgspec.structs.replace(world, children={**world.children, role: child})
 
 
-def _allot(world: World, now_s: float, effects: list[Effect]) -> World:
+def _allot(world: World, now_s: float, effects: list[bus.Effect]) -> World:
     """Look at the board again and tell everyone what they may spend."""
     config = world.config
     estimate = update(world.estimate, world.readings, now_s, config.govern)
@@ -372,49 +237,49 @@ def _allot(world: World, now_s: float, effects: list[Effect]) -> World:
         link_up=world.link_up,
     )
     if world.budget is not None and budget.why != world.budget.why:
-        effects.append(Record("budget-changed", dict(budget.why)))
-    effects += [Tell("actor", budget), Tell("trainer", budget)]
+        effects.append(bus.Record("budget-changed", dict(budget.why)))
+    effects += [bus.Tell("actor", budget), bus.Tell("trainer", budget)]
     return msgspec.structs.replace(world, estimate=estimate, budget=budget)
 
 
 OutboxEvent = session.Up | session.Down | session.Stored | session.Refused | session.Acked | session.Tick
 
 
-def _outbox(world: World, event: OutboxEvent, now_s: float, effects: list[Effect]) -> World:
+def _outbox(world: World, event: OutboxEvent, now_s: float, effects: list[bus.Effect]) -> World:
     outbox, wanted = session.step_outbox(world.outbox, event, now_s)
     world = msgspec.structs.replace(world, outbox=outbox)
     for effect in wanted:
         match effect:
             case session.Send(after, up_to, first):
-                effects.append(SendEvents(after, up_to, first))
+                effects.append(bus.SendEvents(after, up_to, first))
             case session.Forget(up_to):
-                effects.append(ForgetEvents(up_to))
+                effects.append(bus.ForgetEvents(up_to))
             case session.Fault(name):
                 world = _count(world, name)
     return world
 
 
-def _connected(world: World, role: Role, pid: int, now_s: float, effects: list[Effect]) -> World:
+def _connected(world: World, role: Role, pid: int, now_s: float, effects: list[bus.Effect]) -> World:
     if role not in world.children:
         return world
     world = _set_child(world, role, pid=pid, connected=True, since_s=now_s)
     if world.budget is not None and role in ("actor", "trainer"):
-        effects.append(Tell(role, world.budget))
+        effects.append(bus.Tell(role, world.budget))
     if role == "actor":
         world = msgspec.structs.replace(world, actor_at_s=now_s)
         if world.pending is not None:
-            effects.append(Tell("actor", world.pending))
+            effects.append(bus.Tell("actor", world.pending))
     return world
 
 
-def _exited(world: World, event: Exited, now_s: float, effects: list[Effect]) -> World:
+def _exited(world: World, event: bus.Exited, now_s: float, effects: list[bus.Effect]) -> World:
     role, code = event.role, event.code
     child = world.children.get(role)
     if child is None or child.pid != event.pid:
         return world  # not the one that counts: a second instance that found the role taken
     failures = 1 if now_s - child.since_s >= STABLE_S else child.failures + 1
     delay_s = 0.0 if failures == 1 else min(RESTART_CAP_S, RESTART_BASE_S * 2.0 ** min(failures - 2, 16))
-    effects.append(Record("child-exited", {"role": role, "code": code, "restart_in_s": delay_s}))
+    effects.append(bus.Record("child-exited", {"role": role, "code": code, "restart_in_s": delay_s}))
     return _set_child(
         _count(world, f"{role}-exits"),
         role,
@@ -427,7 +292,7 @@ def _exited(world: World, event: Exited, now_s: float, effects: list[Effect]) ->
     )
 
 
-def _heard(world: World, role: Role, told: Told, now_s: float, effects: list[Effect]) -> World:
+def _heard(world: World, role: Role, told: Told, now_s: float, effects: list[bus.Effect]) -> World:
     replace = msgspec.structs.replace
     match told:
         case ActorReport():
@@ -437,7 +302,7 @@ def _heard(world: World, role: Role, told: Told, now_s: float, effects: list[Eff
             )  # nobody need ask; the report itself shows that the loop turns
             ready = world.ready or (told.acting and (on_demand or told.ticks > 0))
             progressed = on_demand or previous is None or previous.pid != told.pid or told.ticks > previous.ticks
-            effects.append(Notify(ready and not world.ready, progressed, _status_line(world)))
+            effects.append(bus.Notify(ready and not world.ready, progressed, _status_line(world)))
             return replace(world, ready=ready)
         case TrainerReport():
             return replace(world, trainer=told)
@@ -446,53 +311,57 @@ def _heard(world: World, role: Role, told: Told, now_s: float, effects: list[Eff
                 return _count(world, "asks-offline")
             fleet, device = world.config.device.fleet, world.config.device.id
             effects.append(
-                Publish(
-                    wire.Topic(fleet, device, "know", "ask", world.task),
+                bus.Publish(
+                    str(wire.Topic(fleet, device, "know", "ask", world.task)),
                     payload,
                     qos=1,
                     expiry_s=ANSWER_EXPIRY_S,
                     correlation=ask_id.to_bytes(8, "big"),
-                    response_topic=wire.Topic(fleet, device, "know", "answer", world.task),
+                    response_topic=str(wire.Topic(fleet, device, "know", "answer", world.task)),
                 )
             )
             return _count(_count(world, "asks"), "ask-bytes", len(payload))
         case Candidate():
             if not told.path:
-                effects.append(Record("network-refused", {"generation": told.generation, **told.checks, **told.detail}))
+                effects.append(
+                    bus.Record("network-refused", {"generation": told.generation, **told.checks, **told.detail})
+                )
                 return _count(world, "networks-refused")
-            effects.append(Record("network-accepted", {"generation": told.generation, **told.checks, **told.detail}))
+            effects.append(
+                bus.Record("network-accepted", {"generation": told.generation, **told.checks, **told.detail})
+            )
             swap = Swap(told.generation, told.path, told.sha256)
-            effects.append(Tell("actor", swap))
+            effects.append(bus.Tell("actor", swap))
             return replace(_count(world, "networks-accepted"), pending=swap)
         case Swapped():
             return _swapped(world, told, effects)
         case Happened(name, detail):
-            effects.append(Record(name, {"role": role, **detail}))
+            effects.append(bus.Record(name, {"role": role, **detail}))
             return _count(world, name)
         case _:
             return _count(world, f"nonsense-from-{role}")
 
 
-def _swapped(world: World, told: Swapped, effects: list[Effect]) -> World:
+def _swapped(world: World, told: Swapped, effects: list[bus.Effect]) -> World:
     replace = msgspec.structs.replace
     detail: dict[str, object] = msgspec.structs.asdict(told)
-    effects.append(Record("swapped" if told.ok else "swap-refused", detail))
+    effects.append(bus.Record("swapped" if told.ok else "swap-refused", detail))
     pending, world = world.pending, replace(_count(world, "swaps" if told.ok else "swaps-refused"), last_swap=told)
     if pending is None or pending.generation != told.generation:
         return world
     if told.ok:
-        effects.append(Commit(pending))
+        effects.append(bus.Commit(pending))
         world = replace(world, acting=pending)
     return replace(world, pending=None)
 
 
-def _received(world: World, message: Received, now_s: float, effects: list[Effect]) -> World:
+def _received(world: World, message: bus.Received, now_s: float, effects: list[bus.Effect]) -> World:
     try:
         topic = wire.parse_topic(message.topic)
         if (topic.channel, topic.type) == ("know", "answer"):
             if message.correlation is None or len(message.correlation) != 8:
                 raise MessageError("a teacher's answer without the correlation data of its question")
-            effects.append(Tell("trainer", Answer(int.from_bytes(message.correlation, "big"), message.payload)))
+            effects.append(bus.Tell("trainer", Answer(int.from_bytes(message.correlation, "big"), message.payload)))
             return _count(_count(world, "answers"), "answer-bytes", len(message.payload))
         if (topic.channel, topic.type) == ("cmd", "ack"):
             ack, _ = wire.decode(message.payload, wire.EventAck)
@@ -502,11 +371,11 @@ def _received(world: World, message: Received, now_s: float, effects: list[Effec
         return _count(world, "malformed-messages")
 
 
-def _ensure_running(world: World, now_s: float, effects: list[Effect]) -> World:
+def _ensure_running(world: World, now_s: float, effects: list[bus.Effect]) -> World:
     for role, child in world.children.items():
         if child.pid is None:
             if now_s >= child.next_start_s:
-                effects.append(Start(role))
+                effects.append(bus.Start(role))
                 # Counted as running from here on, so that a slow spawn is not started twice; Spawned brings the pid.
                 world = _set_child(world, role, pid=0, since_s=now_s, next_start_s=now_s + RESTART_CAP_S)
             continue
@@ -516,7 +385,10 @@ def _ensure_running(world: World, now_s: float, effects: list[Effect]) -> World:
         silent_s = now_s - (reported_s if child.connected else child.since_s)
         hung = silent_s > START_PATIENCE_S if not child.connected else role == "actor" and silent_s > HANG_S
         if hung and child.pid:
-            effects += [Record("child-hung", {"role": role, "silent_s": round(silent_s, 1)}), Kill(role, child.pid)]
+            effects += [
+                bus.Record("child-hung", {"role": role, "silent_s": round(silent_s, 1)}),
+                bus.Kill(role, child.pid),
+            ]
             world = _set_child(_count(world, f"{role}-hung"), role, connected=False, since_s=now_s)
     return world
 
@@ -527,8 +399,10 @@ def wake_s(world: World, now_s: float) -> float:
     Args:
         world: the state.
         now_s: monotonic seconds.
+
     Returns:
         Monotonic seconds, at most one second ahead.
+
     Raises:
         nothing.
     Source:
@@ -556,8 +430,10 @@ def status(world: World, now_s: float) -> dict[str, object]:
     Args:
         world: the state.
         now_s: monotonic seconds.
+
     Returns:
         Plain maps, lists, numbers and text; unknown values are None.
+
     Raises:
         nothing.
     Source:

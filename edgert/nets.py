@@ -1,11 +1,13 @@
 """Early-exit value networks: their description, their float forward pass and their cost.
 
-A network is a trunk cut into stages. After stage k a head looks at the trunk's features and gives `n_actions` Q-values and
-one confidence logit, in one matrix product: column `n_actions` of `h<k>.out` is the confidence. The last head is the full network.
+A network is a trunk cut into stages. After stage k a head looks at the trunk's features and gives `n_actions` Q-values
+and
+one confidence logit, in one matrix product: column `n_actions` of `h<k>.out` is the confidence. The last head is the
+full network.
 
-Arrays are NHWC inside, weights are matrices (convolution: rows ordered kernel row, kernel column, input channel), and all
-parameters of a network lie in one flat float32 vector, so that an optimiser step, a checkpoint and a hash each see one array.
-Only the exporter knows that ONNX wants NCHW.
+Arrays are NHWC inside, weights are matrices (convolution: rows ordered kernel row, kernel column, input channel), and
+all parameters of a network lie in one flat float32 vector, so that an optimiser step, a checkpoint and a hash each see
+one array. Only the exporter knows that ONNX wants NCHW.
 """
 
 from __future__ import annotations
@@ -107,7 +109,7 @@ def _out_shape(name: str, layer: Layer, shape: tuple[int, ...]) -> tuple[int, ..
         raise UsageError(
             f"layer {name}: a {kernel}x{kernel} window does not fit its input {shape}; shrink it or pool less before it"
         )
-    return tuple((size - kernel) // stride + 1 for size in grown) + (channels,)
+    return (*((size - kernel) // stride + 1 for size in grown), channels)
 
 
 def _place(prefix: str, layers: tuple[Layer, ...], shape: tuple[int, ...]) -> list[Placed]:
@@ -133,13 +135,16 @@ def stages(spec: NetSpec) -> tuple[Stage, ...]:
 
     Args:
         spec: the network.
+
     Returns:
         One Stage an exit, shallow to deep.
+
     Raises:
         UsageError: trunk and heads differ in length, nothing is there, a window does not fit, or a head starts with a
             ReLU (it would work in place on features that the next stage still reads).
     Source:
-        ours: BranchyNet's shape (Teerapittayanon 2016, section III) with the confidence as one more output of each head.
+        ours: BranchyNet's shape (Teerapittayanon 2016, section III) with the confidence as one more output of each
+            head.
     """
     if not spec.trunk or len(spec.trunk) != len(spec.heads) or not all(spec.trunk):
         raise UsageError(
@@ -164,8 +169,10 @@ def weighted(spec: NetSpec) -> Iterator[Placed]:
 
     Args:
         spec: the network.
-    Yields:
+
+    Returns:
         Conv and Dense layers, stage by stage, trunk before head.
+
     Raises:
         UsageError: as `stages`.
     Source:
@@ -182,8 +189,10 @@ def matrix_shape(placed: Placed) -> tuple[int, int]:
 
     Args:
         placed: a Conv or Dense in its place.
+
     Returns:
         (inputs of one output, outputs).
+
     Raises:
         UsageError: the layer has no weights.
     Source:
@@ -212,6 +221,7 @@ class Params:
         Args:
             spec: the network.
             flat: (n_parameters,) float32.
+
         Raises:
             UsageError: `flat` has the wrong size or dtype.
         """
@@ -231,7 +241,16 @@ class Params:
             offset += columns
 
     def copy(self) -> Params:
-        """A network of the same shape with its own vector."""
+        """The same network again.
+
+        Returns:
+            Params with a vector of its own.
+
+        Raises:
+            Nothing.
+        Source:
+            ours.
+        """
         return Params(self.spec, self.flat.copy())
 
 
@@ -241,12 +260,15 @@ def initialise(spec: NetSpec, rng: np.random.Generator) -> Params:
     Args:
         spec: the network.
         rng: where chance comes from.
+
     Returns:
         Weights uniform in +-sqrt(6 / fan_in) before a ReLU and +-sqrt(3 / fan_in) / 10 in output layers, biases zero.
+
     Raises:
         UsageError: as `stages`.
     Source:
-        He et al. 2015 (arXiv 1502.01852) equation 10; small outputs so that no action starts as the favourite by chance.
+        He et al. 2015 (arXiv 1502.01852) equation 10; small outputs so that no action starts as the favourite by
+        chance.
     """
     params = Params(spec)
     for placed in weighted(spec):
@@ -271,10 +293,13 @@ def run_layers(layers: list[Placed], params: Params, x: F32 | U8, tape: Tape | N
     Args:
         layers: in order.
         params: of the network they belong to.
-        x: (batch, *in_shape) float32, or the uint8 observation before a first Conv or Dense. May be overwritten by a ReLU.
+        x: (batch, *in_shape) float32, or the uint8 observation before a first Conv or Dense. May be overwritten by a
+            ReLU.
         tape: filled with what the backward pass needs, or None.
+
     Returns:
         (batch, *out_shape) float32.
+
     Raises:
         UsageError: the input does not fit the first layer.
     Source:
@@ -316,8 +341,10 @@ def forward(
         obs: (batch, height, width, channels) uint8.
         exits: which heads to run; None means all. The trunk runs no deeper than the deepest of them.
         tape: filled for `learn.backprop.backward`, or None.
+
     Returns:
         exit -> (batch, n_actions + 1) float32: Q-values, then the confidence logit.
+
     Raises:
         UsageError: wrong shape or dtype of the observations, or an exit that is not there.
     Source:
@@ -345,8 +372,10 @@ def macs(spec: NetSpec) -> list[int]:
 
     Args:
         spec: the network.
+
     Returns:
         Per exit: the trunk up to it and *every* head passed on the way, since each must be asked before going on.
+
     Raises:
         UsageError: as `stages`.
     Source:

@@ -270,14 +270,17 @@ class Quantized(NamedTuple):
 def fit(params: Params, obs: U8) -> Quantized:
     """Calibrate, round, and take out what rounding adds to every output on average.
 
-    Rounding shifts each Q-value by an amount of its own. Where all actions are worth nearly the same, that shift alone decides:
-    a network whose Q-values lie near 13 and differ by 0.04 lost its whole return to it, and got it back by this correction.
+    Rounding shifts each Q-value by an amount of its own. Where all actions are worth nearly the same, that shift alone
+    decides: a network whose Q-values lie near 13 and differ by 0.04 lost its whole return to it, and got it back by
+    this correction.
 
     Args:
         params: the float network.
         obs: (n, H, W, C) uint8, n >= 1: what the policy sees while it acts.
+
     Returns:
         Ranges and tensors.
+
     Raises:
         UsageError: no observations, or of the wrong shape or dtype.
         ArtifactError: a parameter is not finite.
@@ -383,20 +386,59 @@ class IntNet:
         return run
 
     def trunk(self, k: int, x: U8) -> U8:
-        """Run stage k's trunk on (B, ...) uint8: the observation, or what stage k - 1 gave."""
+        """Run one stage's trunk.
+
+        Args:
+            k: the stage.
+            x: (B, ...) uint8: the observation, or what stage k - 1 gave.
+
+        Returns:
+            (B, ...) uint8 features.
+
+        Raises:
+            UsageError: never; shapes are the caller's.
+        Source:
+            as `forward`.
+        """
         self.counts[k] += 1
         for step in self._trunks[k]:
             x = step(x)
         return x
 
     def head(self, k: int, x: U8) -> F32:
-        """Run head k on its stage's features; (B, n_actions + 1) float32."""
+        """Run one head.
+
+        Args:
+            k: the exit.
+            x: (B, ...) uint8 features of its stage.
+
+        Returns:
+            (B, n_actions + 1) float32: Q-values, then the confidence logit.
+
+        Raises:
+            UsageError: never; shapes are the caller's.
+        Source:
+            as `forward`.
+        """
         for step in self._heads[k]:
             x = step(x)
         return x  # type: ignore[return-value]  # the last step is an output layer, which gives float32
 
     def heads(self, obs: U8, deepest: int | None = None) -> dict[int, F32]:
-        """Run a batch through every exit down to `deepest`, or all: exit -> (B, n_actions + 1) float32."""
+        """Run a batch through every exit.
+
+        Args:
+            obs: (B, H, W, C) uint8.
+            deepest: the last exit wanted; None means all.
+
+        Returns:
+            exit -> (B, n_actions + 1) float32.
+
+        Raises:
+            UsageError: never; shapes are the caller's.
+        Source:
+            as `forward`.
+        """
         x, found = np.ascontiguousarray(obs), {}
         for k in range(self.spec.n_exits if deepest is None else deepest + 1):
             x = self.trunk(k, x)

@@ -86,8 +86,8 @@ class ActorReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag=
         exits: decisions per exit, one entry an exit.
         latency_p50_s, latency_p99_s, latency_max_s: observation in hand -> action chosen, over the last window.
         episodes: episodes that ended.
-        returns: undiscounted returns of the newest of them, at most RETURNS_TOLD, newest last. Reports may be skipped on
-            their way; with `episodes` the reader knows which are new.
+        returns: undiscounted returns of the newest of them, at most RETURNS_TOLD, newest last. Reports may be skipped
+            on their way; with `episodes` the reader knows which are new.
         faults: named fault -> count since start.
         generation: of the policy that acts now; 0 is the installed bundle.
         acting: a policy decides (False: safe action only).

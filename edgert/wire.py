@@ -1,8 +1,9 @@
 """The wire, version 1: topics, messages and their CBOR bytes. The only file that knows them.
 
-Topics have a fixed depth, `edgert/v1/<fleet>/<device>/<channel>/<type>/<id>`, with `-` for an empty segment, so that every
-access rule and every subscription is one filter. A payload is a CBOR map that carries its schema name and version; keys a
-reader does not know are kept and handed on, never dropped, so that old and new devices can share a broker.
+Topics have a fixed depth, `edgert/v1/<fleet>/<device>/<channel>/<type>/<id>`, with `-` for an empty segment, so that
+every access rule and every subscription is one filter. A payload is a CBOR map that carries its schema name and
+version; keys a reader does not know are kept and handed on, never dropped, so that old and new devices can share a
+broker.
 """
 
 from __future__ import annotations
@@ -48,8 +49,10 @@ def is_name(text: str) -> bool:
 
     Args:
         text: the candidate.
+
     Returns:
         True for 1 to 64 letters, digits, `_`, `.` and `-`, the first a letter or digit.
+
     Raises:
         Nothing.
     Source:
@@ -63,8 +66,10 @@ def parse_topic(text: str) -> Topic:
 
     Args:
         text: as the broker delivered it.
+
     Returns:
         Its five segments.
+
     Raises:
         MessageError: not a version 1 topic.
     Source:
@@ -193,8 +198,10 @@ def encode(message: Message, unknown: dict[str, object] | None = None) -> bytes:
     Args:
         message: to send.
         unknown: keys that came with the message it answers or forwards.
+
     Returns:
         CBOR bytes, at most MAX_PAYLOAD_BYTES.
+
     Raises:
         UsageError: it is larger than that.
     Source:
@@ -204,7 +211,8 @@ def encode(message: Message, unknown: dict[str, object] | None = None) -> bytes:
     payload = cbor2.dumps({**(unknown or {}), **document})
     if len(payload) > MAX_PAYLOAD_BYTES:
         raise UsageError(
-            f"a {type(message).__name__} of {len(payload)} bytes is over the limit of {MAX_PAYLOAD_BYTES}: send less at once"
+            f"a {type(message).__name__} of {len(payload)} bytes is over the limit of {MAX_PAYLOAD_BYTES}: "
+            "send less at once"
         )
     return payload
 
@@ -215,10 +223,13 @@ def decode(payload: bytes, expected: type[M]) -> tuple[M, dict[str, object]]:
     Args:
         payload: as received.
         expected: the message this topic carries.
+
     Returns:
         The message, and the keys this version does not know.
+
     Raises:
-        MessageError: too large, not CBOR, not a map, another schema, a newer version, or a field that does not validate.
+        MessageError: too large, not CBOR, not a map, another schema, a newer version, or a field that does not
+            validate.
     Source:
         RFC 8949; unknown keys kept: ours, so that a message survives a passage through an older node.
     """

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgert import config, control, wire
-from edgert.control import Child, Effect, Input, World
+from edgert import bus, config, control, wire
+from edgert.bus import Effect, Input
+from edgert.control import Child, World
 from edgert.fleet import session
 from edgert.values import (
     ActorReport,
@@ -74,10 +75,10 @@ def feed(world: World, *events: tuple[float, Input]) -> tuple[World, list[Effect
 
 def started() -> World:
     """Everything runs and has said hello, the link is up."""
-    events: list[tuple[float, Input]] = [(0.0, control.Tick())]
+    events: list[tuple[float, Input]] = [(0.0, bus.Tick())]
     for pid, role in enumerate(("world", "actor", "trainer"), 10):
-        events.append((0.0, control.Spawned(role, pid)))  # type: ignore[arg-type]  # a literal in a tuple widens to str
-    events += [(0.1, control.Connected("actor", 11)), (0.1, control.Connected("trainer", 12)), (0.2, control.LinkUp())]
+        events.append((0.0, bus.Spawned(role, pid)))  # type: ignore[arg-type]  # a literal in a tuple widens to str
+    events += [(0.1, bus.Connected("actor", 11)), (0.1, bus.Connected("trainer", 12)), (0.2, bus.LinkUp())]
     return feed(fresh(), *events)[0]
 
 
@@ -86,105 +87,105 @@ def of(effects: list[Effect], kind: type) -> list[Effect]:
 
 
 def test_what_should_run_is_started_once() -> None:
-    world, effects = feed(fresh(), (0.0, control.Tick()), (0.0, control.Tick()))
-    assert [effect.role for effect in of(effects, control.Start)] == ["world", "actor", "trainer"]
+    _, effects = feed(fresh(), (0.0, bus.Tick()), (0.0, bus.Tick()))
+    assert [effect.role for effect in of(effects, bus.Start)] == ["world", "actor", "trainer"]
 
 
 def test_a_dead_child_is_restarted_at_once_and_then_ever_more_slowly() -> None:
     world, now_s, waits, pid = started(), 1.0, [], 11
     for _ in range(10):
-        world, effects = control.step(world, control.Exited("actor", pid, -9), now_s)
+        world, effects = control.step(world, bus.Exited("actor", pid, -9), now_s)
         died_s = now_s
-        while not of(effects, control.Start):
+        while not of(effects, bus.Start):
             now_s = control.wake_s(world, now_s) + 1e-9
-            world, effects = control.step(world, control.Tick(), now_s)
+            world, effects = control.step(world, bus.Tick(), now_s)
         waits.append(now_s - died_s)
         pid += 1
-        world, _ = control.step(world, control.Spawned("actor", pid), now_s)
+        world, _ = control.step(world, bus.Spawned("actor", pid), now_s)
     assert waits[0] == 0 and waits == sorted(waits) and waits[-1] == pytest.approx(control.RESTART_CAP_S, abs=1.1)
     now_s += control.STABLE_S
-    _, effects = control.step(world, control.Exited("actor", pid, 0), now_s)
-    assert of(effects, control.Start), "a child that lived long is forgiven"
+    _, effects = control.step(world, bus.Exited("actor", pid, 0), now_s)
+    assert of(effects, bus.Start), "a child that lived long is forgiven"
 
 
 def test_a_silent_actor_is_killed_and_a_reporting_one_never() -> None:
     world = started()
     for second in range(1, 60):
-        world, effects = control.step(world, control.Heard("actor", report(ticks=20 * second)), float(second))
-        assert not of(effects, control.Kill)
-    world, effects = control.step(world, control.Tick(), 59.0 + control.HANG_S + 0.1)
-    assert of(effects, control.Kill) == [control.Kill("actor", 11)]
-    _, effects = control.step(world, control.Tick(), 59.0 + control.HANG_S + 0.2)
-    assert not of(effects, control.Kill), "its death is under way"
+        world, effects = control.step(world, bus.Heard("actor", report(ticks=20 * second)), float(second))
+        assert not of(effects, bus.Kill)
+    world, effects = control.step(world, bus.Tick(), 59.0 + control.HANG_S + 0.1)
+    assert of(effects, bus.Kill) == [bus.Kill("actor", 11)]
+    _, effects = control.step(world, bus.Tick(), 59.0 + control.HANG_S + 0.2)
+    assert not of(effects, bus.Kill), "its death is under way"
 
 
 def test_a_child_that_never_says_hello_is_killed_but_the_world_need_not() -> None:
-    world, _ = feed(fresh(), (0.0, control.Tick()))
+    world, _ = feed(fresh(), (0.0, bus.Tick()))
     for role, pid in (("world", 10), ("actor", 11), ("trainer", 12)):
-        world, _ = control.step(world, control.Spawned(role, pid), 0.0)  # type: ignore[arg-type]  # as above
-    _, effects = control.step(world, control.Tick(), control.START_PATIENCE_S + 0.1)
-    assert {effect.pid for effect in of(effects, control.Kill)} == {11, 12}
+        world, _ = control.step(world, bus.Spawned(role, pid), 0.0)  # type: ignore[arg-type]  # as above
+    _, effects = control.step(world, bus.Tick(), control.START_PATIENCE_S + 0.1)
+    assert {effect.pid for effect in of(effects, bus.Kill)} == {11, 12}
 
 
 def test_watchdog_follows_progress_not_time() -> None:
-    world, effects = control.step(started(), control.Heard("actor", report(ticks=20)), 1.0)
-    assert of(effects, control.Notify)[0].ready
-    world, effects = control.step(world, control.Heard("actor", report(ticks=40)), 2.0)
-    assert of(effects, control.Notify)[0].alive and not of(effects, control.Notify)[0].ready
-    world, effects = control.step(world, control.Heard("actor", report(ticks=40)), 3.0)
-    assert not of(effects, control.Notify)[0].alive
+    world, effects = control.step(started(), bus.Heard("actor", report(ticks=20)), 1.0)
+    assert of(effects, bus.Notify)[0].ready
+    world, effects = control.step(world, bus.Heard("actor", report(ticks=40)), 2.0)
+    assert of(effects, bus.Notify)[0].alive and not of(effects, bus.Notify)[0].ready
+    world, effects = control.step(world, bus.Heard("actor", report(ticks=40)), 3.0)
+    assert not of(effects, bus.Notify)[0].alive
 
 
 def test_an_accepted_network_is_swapped_in_committed_and_given_to_a_restarted_actor() -> None:
     told = Candidate(1, "/gen-1", "ab", {"regret": True}, {"regret_after": 0.1})
-    world, effects = control.step(started(), control.Heard("trainer", told), 5.0)
+    world, effects = control.step(started(), bus.Heard("trainer", told), 5.0)
     swap = Swap(1, "/gen-1", "ab")
-    assert control.Tell("actor", swap) in effects and not of(effects, control.Commit)
+    assert bus.Tell("actor", swap) in effects and not of(effects, bus.Commit)
     world, effects = feed(
         world,
-        (6.0, control.Exited("actor", 11, -9)),
-        (6.1, control.Spawned("actor", 20)),
-        (6.5, control.Connected("actor", 20)),
+        (6.0, bus.Exited("actor", 11, -9)),
+        (6.1, bus.Spawned("actor", 20)),
+        (6.5, bus.Connected("actor", 20)),
     )
-    assert control.Tell("actor", swap) in effects, "the swap it never made"
-    world, effects = control.step(world, control.Heard("actor", Swapped(1, True, "", 100, 0, 0.1)), 7.0)
-    assert of(effects, control.Commit) == [control.Commit(swap)] and world.acting == swap and world.pending is None
+    assert bus.Tell("actor", swap) in effects, "the swap it never made"
+    world, effects = control.step(world, bus.Heard("actor", Swapped(1, True, "", 100, 0, 0.1)), 7.0)
+    assert of(effects, bus.Commit) == [bus.Commit(swap)] and world.acting == swap and world.pending is None
 
 
 def test_a_refused_network_changes_nothing() -> None:
-    world, effects = control.step(started(), control.Heard("trainer", Candidate(0, "", "", {"regret": False}, {})), 5.0)
-    assert not of(effects, control.Tell) and world.counters["networks-refused"] == 1
+    world, effects = control.step(started(), bus.Heard("trainer", Candidate(0, "", "", {"regret": False}, {})), 5.0)
+    assert not of(effects, bus.Tell) and world.counters["networks-refused"] == 1
     told = Candidate(1, "/gen-1", "ab", {}, {})
-    world, _ = control.step(world, control.Heard("trainer", told), 6.0)
-    world, effects = control.step(world, control.Heard("actor", Swapped(1, False, "golden", 0, 0, 0.1)), 7.0)
-    assert world.acting is None and world.pending is None and not of(effects, control.Commit)
-    assert of(effects, control.Record)[0].name == "swap-refused"
+    world, _ = control.step(world, bus.Heard("trainer", told), 6.0)
+    world, effects = control.step(world, bus.Heard("actor", Swapped(1, False, "golden", 0, 0, 0.1)), 7.0)
+    assert world.acting is None and world.pending is None and not of(effects, bus.Commit)
+    assert of(effects, bus.Record)[0].name == "swap-refused"
 
 
 def test_a_question_carries_where_its_answer_belongs_and_the_answer_finds_back() -> None:
-    world, effects = control.step(started(), control.Heard("trainer", Ask(258, b"q")), 1.0)
-    sent = of(effects, control.Publish)[0]
-    assert str(sent.topic) == "edgert/v1/default/d1/know/ask/breakout" and sent.correlation == bytes(6) + b"\x01\x02"
-    answer = control.Received(str(sent.response_topic), b"a", sent.correlation)
+    world, effects = control.step(started(), bus.Heard("trainer", Ask(258, b"q")), 1.0)
+    sent = of(effects, bus.Publish)[0]
+    assert sent.topic == "edgert/v1/default/d1/know/ask/breakout" and sent.correlation == bytes(6) + b"\x01\x02"
+    answer = bus.Received(sent.response_topic, b"a", sent.correlation)
     _, effects = control.step(world, answer, 2.0)
-    assert of(effects, control.Tell) == [control.Tell("trainer", Answer(258, b"a"))]
+    assert of(effects, bus.Tell) == [bus.Tell("trainer", Answer(258, b"a"))]
 
 
 def test_events_are_kept_until_a_collector_has_them() -> None:
-    world, effects = control.step(started(), control.Stored(1, 2), 1.0)
-    assert of(effects, control.SendEvents) == [control.SendEvents(0, 2, 1)]
-    ack = control.Received("edgert/v1/default/d1/cmd/ack/-", wire.encode(wire.EventAck(stream="s", up_to=2)), None)
+    world, effects = control.step(started(), bus.Stored(1, 2), 1.0)
+    assert of(effects, bus.SendEvents) == [bus.SendEvents(0, 2, 1)]
+    ack = bus.Received("edgert/v1/default/d1/cmd/ack/-", wire.encode(wire.EventAck(stream="s", up_to=2)), None)
     _, effects = control.step(world, ack, 2.0)
-    assert of(effects, control.ForgetEvents) == [control.ForgetEvents(2)]
+    assert of(effects, bus.ForgetEvents) == [bus.ForgetEvents(2)]
 
 
 def test_the_budget_reaches_both_and_its_change_is_an_event() -> None:
     cool = Readings(load_frac=Reading(0.1), temp_c=Reading(40.0), link_rtt_s=Reading(0.001))
-    world, effects = control.step(started(), control.Sensed(cool), 10.0)
-    assert {effect.role for effect in of(effects, control.Tell)} == {"actor", "trainer"}
+    world, effects = control.step(started(), bus.Sensed(cool), 10.0)
+    assert {effect.role for effect in of(effects, bus.Tell)} == {"actor", "trainer"}
     hot = Readings(load_frac=Reading(0.1), temp_c=Reading(140.0), link_rtt_s=Reading(0.001))
     for second in range(11, 60):
-        world, effects = control.step(world, control.Sensed(hot), float(second))
+        world, effects = control.step(world, bus.Sensed(hot), float(second))
     assert world.budget is not None and world.budget.max_exit == 0 and world.budget.train_steps_hz == 0
     assert world.budget.why["max_exit"] == "temp-critical"
 
@@ -224,22 +225,22 @@ told: st.SearchStrategy[Told] = st.one_of(
 )
 roles = st.sampled_from(["actor", "trainer", "world", "client"])
 inputs: st.SearchStrategy[Input] = st.one_of(
-    st.builds(control.Spawned, role=roles, pid=st.integers(1, 99)),
-    st.builds(control.Exited, role=roles, pid=st.integers(0, 99), code=st.one_of(st.none(), st.integers(-9, 78))),
-    st.builds(control.Connected, role=roles, pid=st.integers(1, 99)),
-    st.builds(control.Heard, role=roles, told=told),
-    st.just(control.LinkUp()),
-    st.builds(control.LinkDown, reason=st.just("gone")),
+    st.builds(bus.Spawned, role=roles, pid=st.integers(1, 99)),
+    st.builds(bus.Exited, role=roles, pid=st.integers(0, 99), code=st.one_of(st.none(), st.integers(-9, 78))),
+    st.builds(bus.Connected, role=roles, pid=st.integers(1, 99)),
+    st.builds(bus.Heard, role=roles, told=told),
+    st.just(bus.LinkUp()),
+    st.builds(bus.LinkDown, reason=st.just("gone")),
     st.builds(
-        control.Received,
+        bus.Received,
         topic=topics,
         payload=st.binary(max_size=40),
         correlation=st.one_of(st.none(), st.binary(max_size=9)),
     ),
-    st.integers(0, 20).flatmap(lambda n: st.just(control.Stored(1, n))),
-    st.builds(control.Refused, seq=st.integers(0, 30)),
-    st.builds(control.Sensed, readings=st.just(Readings())),
-    st.just(control.Tick()),
+    st.integers(0, 20).flatmap(lambda n: st.just(bus.Stored(1, n))),
+    st.builds(bus.Refused, seq=st.integers(0, 30)),
+    st.builds(bus.Sensed, readings=st.just(Readings())),
+    st.just(bus.Tick()),
 )
 
 
@@ -250,7 +251,7 @@ def test_nothing_that_happens_breaks_it(history: list[tuple[float, Input]]) -> N
     for wait_s, event in history:
         now_s += wait_s
         world, effects = control.step(world, event, now_s)
-        starts = [effect.role for effect in of(effects, control.Start)]
+        starts = [effect.role for effect in of(effects, bus.Start)]
         assert len(starts) == len(set(starts))
         assert now_s <= control.wake_s(world, now_s) <= now_s + 1.0
         assert set(world.children) == {"world", "actor", "trainer"}
@@ -262,7 +263,7 @@ def test_a_trainer_report_shows_in_the_status() -> None:
         pid=12, steps=3, loss=None, transitions=9, asked=1, answered=1, joined=1, candidates=0, accepted=0,
         generation=0, checkpoint=1, faults={}, cpu_s=0.1, rss_bytes=5,
     )  # fmt: skip
-    world, _ = control.step(started(), control.Heard("trainer", trainer), 1.0)
+    world, _ = control.step(started(), bus.Heard("trainer", trainer), 1.0)
     document = control.status(world, 2.0)
     assert document["trainer"]["steps"] == 3 and document["link"]["up"]  # type: ignore[index]  # a document of plain maps
 
@@ -270,8 +271,8 @@ def test_a_trainer_report_shows_in_the_status() -> None:
 def test_an_adopted_outbox_sends_again_what_nobody_acknowledged() -> None:
     world = control.open_world(CONFIG, task="t", n_exits=1, acting=None, stream="s", first=3, last=5, now_s=0.0)
     assert world.outbox.phase is session.OutboxPhase.OFFLINE
-    _, effects = control.step(world, control.LinkUp(), 1.0)
-    assert of(effects, control.SendEvents) == [control.SendEvents(2, 5, 3)]
+    _, effects = control.step(world, bus.LinkUp(), 1.0)
+    assert of(effects, bus.SendEvents) == [bus.SendEvents(2, 5, 3)]
     assert world.children["actor"] == Child(since_s=0.0)
 
 
@@ -287,9 +288,9 @@ def test_what_outlived_a_predecessor_is_not_started_again() -> None:
         now_s=0.0,
         adopted={"actor": 7, "world": 5},
     )
-    world, effects = control.step(world, control.Tick(), 0.0)
-    assert [effect.role for effect in of(effects, control.Start)] == ["trainer"]
-    world, effects = control.step(world, control.Exited("actor", 99, 78), 1.0)
-    assert not of(effects, control.Start) and world.children["actor"].pid == 7, "a second instance that left again"
-    world, effects = control.step(world, control.Exited("actor", 7, None), 2.0)
-    assert [effect.role for effect in of(effects, control.Start)] == ["actor"]
+    world, effects = control.step(world, bus.Tick(), 0.0)
+    assert [effect.role for effect in of(effects, bus.Start)] == ["trainer"]
+    world, effects = control.step(world, bus.Exited("actor", 99, 78), 1.0)
+    assert not of(effects, bus.Start) and world.children["actor"].pid == 7, "a second instance that left again"
+    world, effects = control.step(world, bus.Exited("actor", 7, None), 2.0)
+    assert [effect.role for effect in of(effects, bus.Start)] == ["actor"]

@@ -1,10 +1,12 @@
 """Train an early-exit Double DQN on a gymnasium environment: `python -m tools.train --env ... --out DIR`.
 
-The learner is the one that runs on the board (`edgert.learn.dqn`); only the loop round it is different: several environments at
-once, a replay in memory, epsilon-greedy exploration, greedy evaluation, the best network by evaluation kept.
+The learner is the one that runs on the board (`edgert.learn.dqn`); only the loop round it is different: several
+environments at once, a replay in memory, epsilon-greedy exploration, greedy evaluation, the best network by evaluation
+kept.
 
 Run it again with the same `--out` and it goes on from its last checkpoint.
-Implementation details follow Mnih et al. 2015 (replay, target copy, linear epsilon) and van Hasselt et al. 2016 (double Q).
+Implementation details follow Mnih et al. 2015 (replay, target copy, linear epsilon) and van Hasselt et al. 2016 (double
+Q).
 """
 
 from __future__ import annotations
@@ -90,7 +92,8 @@ def save(path: Path, learner: Learner, best: Params, state: dict[str, Any]) -> N
     """Write a checkpoint beside the old one, then put it in its place."""
     part = path.with_suffix(".part")
     with part.open("wb") as file:
-        np.savez(file, best=best.flat, state=np.frombuffer(json.dumps(state).encode(), np.uint8), **learner.arrays())
+        arrays: dict[str, Any] = dict(learner.arrays())
+        np.savez(file, best=best.flat, state=np.frombuffer(json.dumps(state).encode(), np.uint8), **arrays)
     part.replace(path)
 
 
@@ -166,12 +169,10 @@ def main(argv: list[str] | None = None) -> int:
         "test_episodes": args.test_episodes,
         "test_return_mean": round(float(returns.mean()), 3),
         "test_return_sem": round(float(returns.std(ddof=1) / len(returns) ** 0.5), 3),
-        "curve": [row for row in csv.DictReader(curve.open())],
+        "curve": list(csv.DictReader(curve.open())),
     }
     (args.out / "run.json").write_text(json.dumps(provenance, indent=1) + "\n")
-    print(
-        f"test return {returns.mean():.2f} +- {provenance['test_return_sem']} over {args.test_episodes} episodes -> {args.out}"
-    )
+    print(f"test return {returns.mean():.2f} +- {provenance['test_return_sem']} over {args.test_episodes} episodes")
     return 0
 
 

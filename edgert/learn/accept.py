@@ -19,8 +19,8 @@ class Limits(msgspec.Struct, frozen=True):
     Attributes:
         min_held_out: held-out observations it takes to judge at all.
         min_taught: taught ones among them, to judge by the teacher rather than by temporal difference.
-        rounding_regret_frac: what rounding to int8 may give away, by the float network's own judgement, as a share of the
-            mean spread of its Q-values. Agreement of actions would refuse harmless choices between near equals.
+        rounding_regret_frac: what rounding to int8 may give away, by the float network's own judgement, as a share of
+            the mean spread of its Q-values. Agreement of actions would refuse harmless choices between near equals.
         regret_slack_sem: standard errors of the paired difference that chance may add to the mean regret.
         td_slack_frac: how much the mean absolute TD error may grow when no teacher can judge.
     """
@@ -81,8 +81,10 @@ def regret(teacher_q: F32, action: Actions) -> F32:
     Args:
         teacher_q: (n, n_actions) float32.
         action: (n,) integer.
+
     Returns:
         (n,) float32, in units of return, 0 where the action is the teacher's own.
+
     Raises:
         Nothing.
     Source:
@@ -97,9 +99,11 @@ def judge(evidence: Evidence, limits: Limits) -> Verdict:
     Args:
         evidence: both networks on the same observations.
         limits: how strict to be.
+
     Returns:
-        Named checks and the figures behind them. With enough taught observations the teacher judges (`regret`), otherwise
-        the temporal difference does (`td-error`).
+        Named checks and the figures behind them. With enough taught observations the teacher judges (`regret`),
+        otherwise the temporal difference does (`td-error`).
+
     Raises:
         Nothing.
     Source:

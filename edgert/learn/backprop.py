@@ -46,6 +46,7 @@ def backward(params: Params, grads: Params, tape: Tape, d_outputs: Mapping[int, 
         grads: overwritten; same spec.
         tape: filled by `nets.forward` on this batch with every exit.
         d_outputs: exit -> (batch, n_actions + 1) float32, one entry an exit.
+
     Raises:
         KeyError: an exit is missing from `d_outputs`, or the forward pass was run without this tape. A caller's bug.
     Source:

@@ -24,8 +24,10 @@ def pack(learner: Learner, replay: Replay, rng: np.random.Generator, *, schema: 
         rng: the generator that samples.
         schema: hash of the network's description and of the observation and action schema.
         counters: non-negative totals to carry on.
+
     Returns:
         CBOR bytes.
+
     Raises:
         Nothing.
     Source:
@@ -63,6 +65,7 @@ class Checkpoint:
         Args:
             data: as `pack` made it.
             schema: what the running network is.
+
         Raises:
             ArtifactError: not a checkpoint, of another format, or of another network.
         """
@@ -82,7 +85,8 @@ class Checkpoint:
             ) from error
         if found != (FORMAT, schema):
             raise ArtifactError(
-                f"checkpoint is of format {found[0]} for schema {found[1]}, not {FORMAT} for {schema}: it belongs to another policy"
+                f"checkpoint is of format {found[0]} for schema {found[1]}, not {FORMAT} for {schema}: "
+                "it belongs to another policy"
             )
 
     def restore(self, learner: Learner, replay: Replay, rng: np.random.Generator) -> int:
@@ -92,10 +96,14 @@ class Checkpoint:
             learner: overwritten.
             replay: already filled from the ring; gets its teaching back where the transitions are still there.
             rng: overwritten.
+
         Returns:
             How many taught transitions found their place.
+
         Raises:
             ArtifactError: sizes that do not fit the network.
+        Source:
+            as `pack`.
         """
         try:
             learner.restore(self._arrays, self.steps)

@@ -95,7 +95,16 @@ class Learner:
         self._grads = Params(params.spec)
 
     def arrays(self) -> dict[str, F32]:
-        """The four vectors of a checkpoint, not copied."""
+        """The vectors of a checkpoint.
+
+        Returns:
+            `params`, `target`, `m` and `v`, each (n_parameters,) float32, not copied.
+
+        Raises:
+            Nothing.
+        Source:
+            Adam's state: Kingma & Ba 2015 (arXiv 1412.6980) Algorithm 1.
+        """
         return {"params": self.params.flat, "target": self.target.flat, "m": self.m, "v": self.v}
 
     def restore(self, arrays: dict[str, F32], steps: int) -> None:
@@ -104,8 +113,11 @@ class Learner:
         Args:
             arrays: as `arrays` gave them.
             steps: as it was then.
+
         Raises:
             UsageError: a vector is missing or has the wrong size.
+        Source:
+            as `arrays`.
         """
         for name, own in self.arrays().items():
             if name not in arrays or arrays[name].shape != own.shape:
@@ -119,8 +131,10 @@ class Learner:
         Args:
             batch: transitions.
             hyper: what to learn from them.
+
         Returns:
             The losses before the step.
+
         Raises:
             UsageError: shapes that do not fit, or a loss that is not finite (the parameters are then untouched).
         Source:
@@ -150,8 +164,10 @@ def td_targets(params: Params, target: Params, batch: Batch, gamma: float) -> F3
         target: values it.
         batch: transitions.
         gamma: discount per decision.
+
     Returns:
         (B,) float32.
+
     Raises:
         UsageError: shapes that do not fit.
     Source:
@@ -186,8 +202,10 @@ def gradients(params: Params, target: Params, batch: Batch, hyper: Hyper, grads:
         batch: transitions.
         hyper: weights.
         grads: overwritten with the gradient.
+
     Returns:
         The losses.
+
     Raises:
         UsageError: shapes that do not fit.
     Source:

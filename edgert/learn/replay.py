@@ -33,7 +33,8 @@ class Probe(NamedTuple):
 class Replay:
     """The newest `capacity` transitions by sequence number, with the teacher's Q-values where they are known.
 
-    A transition can be trained on once its successor is here (or nothing follows), so what came after it is never guessed.
+    A transition can be trained on once its successor is here (or nothing follows), so what came after it is never
+    guessed.
     Truncated ones are left out: their successor belongs to another episode.
     """
 
@@ -44,6 +45,7 @@ class Replay:
             capacity: transitions held.
             obs_shape: (H, W, C) of one uint8 observation.
             n_actions: size of the action set.
+
         Raises:
             UsageError: capacity is too small to hold anything out.
         """
@@ -75,8 +77,11 @@ class Replay:
             reward: (n,) float32.
             terminated: (n,) bool.
             truncated: (n,) bool.
+
         Raises:
             UsageError: lengths differ.
+        Source:
+            Mnih et al. 2015, experience replay.
         """
         if not len(seq) == len(obs) == len(action) == len(reward) == len(terminated) == len(truncated):
             raise UsageError("transitions with columns of different lengths")
@@ -95,10 +100,14 @@ class Replay:
         Args:
             seq: of the transition asked about.
             q: (n_actions,) float32.
+
         Returns:
             False when the transition is gone, or the values are not finite.
+
         Raises:
             Nothing.
+        Source:
+            ours: an answer may come so late that its transition was overwritten, which is no fault of anybody.
         """
         slot = seq % self.capacity
         if seq <= 0 or self._seq[slot] != seq or q.shape != self._teacher_q.shape[1:] or not np.isfinite(q).all():
@@ -107,7 +116,16 @@ class Replay:
         return True
 
     def taught(self) -> tuple[Ints, U8, F32]:
-        """All knowledge held: (n,) sequence numbers, (n, H, W, C) observations, (n, n_actions) Q-values, by slot."""
+        """All knowledge held.
+
+        Returns:
+            (n,) sequence numbers, (n, H, W, C) uint8 observations, (n, n_actions) float32 Q-values, copied.
+
+        Raises:
+            Nothing.
+        Source:
+            ours: what a checkpoint must carry, since a question costs bytes and a transition does not.
+        """
         slots = np.flatnonzero(self._taught)
         return self._seq[slots], self._obs[slots], self._teacher_q[slots]
 
@@ -119,7 +137,9 @@ class Replay:
         """(slots to train on, slots held out), each by ascending sequence number."""
         if self._usable is None:
             follows = np.roll(self._seq, -1) == self._seq + 1
-            usable = np.flatnonzero((self._seq > 0) & (self._terminated | follows) & ~self._truncated)
+            # Where records were left out a slot was not overwritten; what it holds is too old all the same.
+            held = self._seq > max(0, self.newest_seq - self.capacity)
+            usable = np.flatnonzero(held & (self._terminated | follows) & ~self._truncated)
             usable = usable[np.argsort(self._seq[usable], kind="stable")]
             held_out = self._seq[usable] % HELD_OUT_EVERY == 0
             self._usable = usable[~held_out], usable[held_out]
@@ -143,8 +163,10 @@ class Replay:
         Args:
             rng: where chance comes from.
             n: how many.
+
         Returns:
             The batch, copied.
+
         Raises:
             UsageError: there is nothing to draw from.
         Source:
@@ -160,10 +182,14 @@ class Replay:
 
         Args:
             n: at most this many.
+
         Returns:
             Probe, possibly empty.
+
         Raises:
             Nothing.
+        Source:
+            ours: the newest, because they show the states that the acting policy visits now.
         """
         slots = self._usable_slots()[1][::-1][:n]
         return Probe(self._batch(slots), self._seq[slots])

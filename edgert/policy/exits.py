@@ -175,13 +175,13 @@ def decide(heads: Mapping[int, F32], thresholds: Sequence[float]) -> npt.NDArray
     return np.asarray(greedy[np.arange(len(greedy)), taken(heads, thresholds)])
 
 
-def fit_threshold(logits: F32, regret: F32, allowed: float) -> float:
+def fit_threshold(logits: F32, regret: F32, allowed_regret: float) -> float:
     """The smallest confidence from which on believing an exit costs little enough on average.
 
     Args:
         logits: (n,) float32 confidence logits of one exit, on observations that nothing was fitted to.
         regret: (n,) float32, what each of its answers gives away, >= 0.
-        allowed: mean regret of the believed answers, in the same unit.
+        allowed_regret: mean regret of the believed answers, in the unit of `regret`.
 
     Returns:
         A threshold 0..1; 1 when no confidence is good enough.
@@ -199,7 +199,7 @@ def fit_threshold(logits: F32, regret: F32, allowed: float) -> float:
     risk = np.cumsum(regret[order], dtype=np.float64) / np.arange(1, len(order) + 1)
     # Equal logits are believed or not together: only the last of a run is a possible cut.
     is_cut = np.append(ranked[1:] < ranked[:-1], True) if len(ranked) else np.zeros(0, bool)
-    good = np.flatnonzero(is_cut & (risk <= allowed))
+    good = np.flatnonzero(is_cut & (risk <= allowed_regret))
     return confidence(float(ranked[good[-1]])) if len(good) else 1.0
 
 

@@ -1,7 +1,8 @@
 """The act loop: observe, decide, apply, at a fixed rate, whatever the network, the disk and the training do.
 
-Nothing in the loop waits for another process. Networks are loaded, checked and warmed in a thread of their own and swapped in by
-one assignment between two ticks. While no network can act, the manifest's safe action is applied, from the first tick on.
+Nothing in the loop waits for another process. Networks are loaded, checked and warmed in a thread of their own and
+swapped in by one assignment between two ticks. While no network can act, the manifest's safe action is applied, from
+the first tick on.
 """
 
 from __future__ import annotations
@@ -249,7 +250,8 @@ class Actor:
     def _remember(self, observation: Observation | None, action: int, exit_: int, flags: int) -> None:
         """Write the previous transition, now that it is known what came of it.
 
-        When what followed was not seen (a missed observation, another client, a world that was restarted), the record is
+        When what followed was not seen (a missed observation, another client, a world that was restarted), the record
+        is
         kept as truncated: nothing is learned from it, but it is still the successor of the record before it.
         """
         former = self._previous
@@ -348,7 +350,7 @@ class Actor:
 
 
 def acting_network(config: Config, layout: Layout) -> Swap:
-    """The network to begin with: the one that acted last, or the installed one when there is none or its note is torn."""
+    """The network to begin with: the one that acted last, or the installed one when its note is missing or torn."""
     try:
         note = json.loads(layout.acting.read_bytes())
         swap = Swap(int(note["generation"]), str(note["path"]), str(note["sha256"]))

@@ -1,8 +1,8 @@
 """`edgert bench`: what a device costs on this machine, next to the bare runtime on the same model.
 
-Starts a broker, a teacher and one real device that plays, asks and trains; beside it, at the same time and at the same rate, a
-process that does nothing but call onnxruntime on the same network. Both see the same machine in the same minutes, so the
-difference is ours and the noise is shared.
+Starts a broker, a teacher and one real device that plays, asks and trains; beside it, at the same time and at the same
+rate, a process that does nothing but call onnxruntime on the same network. Both see the same machine in the same
+minutes, so the difference is ours and the noise is shared.
 """
 
 from __future__ import annotations
@@ -168,9 +168,8 @@ def show(figures: dict[str, Any]) -> None:
     """Print the figures as tables of plain text."""
     where = "any core" if figures["core"] is None else f"device pinned to core {figures['core']}"
     print(f"{figures['game']}, {figures['seconds']:.0f} s, {where}; {figures['machine']}")
-    print(
-        f"{figures['decisions_hz']} decisions/s, {figures['train_steps_hz']} gradient steps/s, exits {figures['exits']}\n"
-    )
+    print(f"{figures['decisions_hz']} decisions/s, {figures['train_steps_hz']} gradient steps/s", end=", ")
+    print(f"decisions by exit {figures['exits']}\n")
     print(f"{'process':<12}{'RSS MB':>8}{'PSS MB':>8}{'CPU %':>8}")
     for role, row in figures["processes"].items():
         cells = [row["rss_mb"], row["pss_mb"], None if row["cpu_frac"] is None else round(100 * row["cpu_frac"], 1)]

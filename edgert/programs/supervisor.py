@@ -1,7 +1,7 @@
 """The supervisor: talks to the broker, watches the board, keeps the other processes running, and obeys `control.step`.
 
-No decision is made here and no number is crunched: this process imports no numpy. It may be killed at any time: actor and trainer
-go on without it, its successor finds them by their hello, and what was recorded waits in the spool.
+No decision is made here and no number is crunched: this process imports no numpy. It may be killed at any time: actor
+and trainer go on without it, its successor finds them by their hello, and what was recorded waits in the spool.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 import cbor2
 import msgspec
 
-from edgert import __version__, control, wire
+from edgert import __version__, bus, control, wire
 from edgert import bundle as bundles
 from edgert.config import Config
 from edgert.errors import ArtifactError, ConfigError, EdgertError, LinkError, StoreError, UsageError
@@ -84,7 +84,7 @@ class Supervisor:
             now_s=now_s,
             adopted=adopted,
         )
-        self.inputs: deque[control.Input] = deque()
+        self.inputs: deque[bus.Input] = deque()
         self.mqtt = self._open_link(manifest.task)
         self.selector = selectors.DefaultSelector()
         self.selector.register(self.listener, selectors.EVENT_READ)
@@ -136,14 +136,14 @@ class Supervisor:
         self.mqtt.subscribe([(topic, 1) for topic in control.subscriptions(self.config)])
         self.mqtt.start()
         sense_s = telemetry_s = time.monotonic()
-        self.inputs.append(control.Tick())
+        self.inputs.append(bus.Tick())
         while not stopping:
             now_s = time.monotonic()
             if now_s >= sense_s:
                 sense_s = now_s + self.config.govern.period_s
                 rtt_s = self.mqtt.rtt_s()
                 readings = msgspec.structs.replace(self.board.read(now_s), link_rtt_s=Reading(rtt_s))
-                self.inputs.append(control.Sensed(readings))
+                self.inputs.append(bus.Sensed(readings))
             if now_s >= telemetry_s:
                 telemetry_s = now_s + TELEMETRY_S
                 self._publish_telemetry(now_s)
@@ -153,7 +153,7 @@ class Supervisor:
             for key, _ in ready:
                 self._hear(key.fileobj)
             self._flush()
-            self.inputs.append(control.Tick())
+            self.inputs.append(bus.Tick())
             if not self.mqtt.healthy():
                 raise LinkError("the thread that talks to the broker has died: restarting the supervisor")
         return self._stop()
@@ -165,40 +165,40 @@ class Supervisor:
             for effect in effects:
                 self._perform(effect)
 
-    def _perform(self, effect: control.Effect) -> None:
+    def _perform(self, effect: bus.Effect) -> None:
         match effect:
-            case control.Publish():
+            case bus.Publish():
                 self.mqtt.publish(
-                    str(effect.topic),
+                    effect.topic,
                     effect.payload,
                     qos=effect.qos,
                     expiry_s=effect.expiry_s,
                     content_type=wire.CONTENT_TYPE,
                     correlation=effect.correlation,
-                    response_topic=None if effect.response_topic is None else str(effect.response_topic),
+                    response_topic=effect.response_topic,
                 )
-            case control.SendEvents(after, up_to, first):
+            case bus.SendEvents(after, up_to, first):
                 self._send_events(after, up_to, first)
-            case control.ForgetEvents(up_to):
+            case bus.ForgetEvents(up_to):
                 self.spool.acknowledge(up_to)
-                self.inputs.append(control.Stored(self.spool.first_seq, self.spool.last_seq))
-            case control.Record(name, detail):
+                self.inputs.append(bus.Stored(self.spool.first_seq, self.spool.last_seq))
+            case bus.Record(name, detail):
                 self._record(name, detail)
-            case control.Start(role):
+            case bus.Start(role):
                 self._start(role)
-            case control.Kill(role, pid):
+            case bus.Kill(role, pid):
                 log.warning("killing the %s, pid %d: it hangs", role, pid)
                 self._signal(pid, signal.SIGKILL)
-            case control.Tell(role, told):
+            case bus.Tell(role, told):
                 for channel, who in self.channels.items():
                     if who == role:
                         channel.send(told)
-            case control.Commit(swap):
+            case bus.Commit(swap):
                 try:
                     write_atomic(self.layout.acting, msgspec.json.encode(swap))
                 except StoreError as error:
                     self._record("acting-not-noted", {"why": str(error)})
-            case control.Notify(ready, alive, status):
+            case bus.Notify(ready, alive, status):
                 if ready:
                     self.notifier.ready()
                 if alive:
@@ -213,7 +213,7 @@ class Supervisor:
         except StoreError as error:
             log.error("event %s is lost: %s", name, error)
             return
-        self.inputs.append(control.Stored(self.spool.first_seq, self.spool.last_seq))
+        self.inputs.append(bus.Stored(self.spool.first_seq, self.spool.last_seq))
 
     def _send_events(self, after: int, up_to: int, first: int) -> None:
         device = self.config.device
@@ -223,7 +223,7 @@ class Supervisor:
                 break
             event = wire.Event(stream=self.spool.stream, seq=seq, first=first, **cbor2.loads(payload))
             if not self.mqtt.publish(topic, wire.encode(event), qos=1, content_type=wire.CONTENT_TYPE):
-                self.inputs.append(control.Refused(seq))
+                self.inputs.append(bus.Refused(seq))
                 return
 
     def _publish_telemetry(self, now_s: float) -> None:
@@ -256,11 +256,11 @@ class Supervisor:
         for event in self.mqtt.events():
             match event:
                 case LinkUp():
-                    self.inputs.append(control.LinkUp())
+                    self.inputs.append(bus.LinkUp())
                 case LinkDown():
-                    self.inputs.append(control.LinkDown(event.fault or event.reason))
+                    self.inputs.append(bus.LinkDown(event.fault or event.reason))
                 case Received():
-                    self.inputs.append(control.Received(event.topic, event.payload, event.correlation))
+                    self.inputs.append(bus.Received(event.topic, event.payload, event.correlation))
                 case _:
                     pass
 
@@ -269,13 +269,13 @@ class Supervisor:
             match told:
                 case Hello(role, pid):
                     self.channels[channel] = role
-                    self.inputs.append(control.Connected(role, pid))
+                    self.inputs.append(bus.Connected(role, pid))
                 case StatusRequest():
                     channel.send(StatusReply({**control.status(self.world, time.monotonic()), **self._own_cost()}))
                 case _:
                     speaker = self.channels.get(channel)
                     if speaker is not None and speaker != "client":
-                        self.inputs.append(control.Heard(speaker, told))
+                        self.inputs.append(bus.Heard(speaker, told))
         if channel.closed:
             self._forget(channel)
 
@@ -292,7 +292,7 @@ class Supervisor:
         try:
             pidfd = os.pidfd_open(pid)
         except ProcessLookupError:
-            self.inputs.append(control.Exited(role, pid, None))
+            self.inputs.append(bus.Exited(role, pid, None))
             return
         self.watched[pidfd] = role, pid
         self.selector.register(pidfd, selectors.EVENT_READ)
@@ -305,7 +305,7 @@ class Supervisor:
         code = None
         if process is not None and process.pid == pid:
             code = self.processes.pop(role).wait()
-        self.inputs.append(control.Exited(role, pid, code))
+        self.inputs.append(bus.Exited(role, pid, code))
 
     def _start(self, role: Role) -> None:
         if role == "world":
@@ -319,10 +319,10 @@ class Supervisor:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=False)
         except OSError as error:
             self._record("start-failed", {"role": role, "why": str(error)})
-            self.inputs += [control.Spawned(role, 0), control.Exited(role, 0, None)]
+            self.inputs += [bus.Spawned(role, 0), bus.Exited(role, 0, None)]
             return
         self.processes[role] = process
-        self.inputs.append(control.Spawned(role, process.pid))
+        self.inputs.append(bus.Spawned(role, process.pid))
         self._watch(role, process.pid)
 
     @staticmethod
@@ -333,7 +333,7 @@ class Supervisor:
             log.info("pid %d is gone already", pid)
 
     def _stop(self) -> int:
-        """Stop the children: actor and trainer are asked, so that one leaves the plant safe and the other a checkpoint."""
+        """Stop the children; actor and trainer are asked, so one leaves the plant safe and the other a checkpoint."""
         self.notifier.stopping()
         for channel, role in self.channels.items():
             if role in ("actor", "trainer"):

@@ -1,8 +1,9 @@
 """The trainer: learns on the device from what happened and from what teachers say, and offers better networks.
 
-It may be killed between any two instructions: only a committed checkpoint exists. It reads transitions from the ring the actor
-writes, asks teachers through the supervisor, takes as many gradient steps as the budget allows, and every so often rounds the
-network to int8, lets the gate judge it on transitions it was not trained on, and offers it to the actor.
+It may be killed between any two instructions: only a committed checkpoint exists. It reads transitions from the ring
+the actor writes, asks teachers through the supervisor, takes as many gradient steps as the budget allows, and every so
+often rounds the network to int8, lets the gate judge it on transitions it was not trained on, and offers it to the
+actor.
 """
 
 from __future__ import annotations
@@ -244,7 +245,7 @@ class Trainer:
             self.replay.teach(seq, q)
 
     def _train(self, elapsed_s: float) -> None:
-        """Take the gradient steps that the elapsed time has earned; what cannot be done in time is forgiven, not hoarded."""
+        """Take the gradient steps that the elapsed time has earned; what comes too late is forgiven, not hoarded."""
         hz = self.budget.train_steps_hz
         self.owed = min(self.owed + hz * elapsed_s, max(1.0, 2 * hz * PAUSE_S) + STEPS_AT_ONCE) if hz > 0 else 0.0
         if len(self.replay) < self.config.learn.min_transitions:

@@ -3,7 +3,8 @@
 The world does not move by itself. It steps once for each action it is told, and holds still while no actor is connected
 or the actor is silent; an actor that is killed finds it as it was. The frames are described in `ports.plant.simulated`.
 
-Run as `python -m edgert.programs.world --env MinAtar/Breakout-v1 --seed 1 --socket PATH --lock PATH`. Ended by SIGTERM or SIGINT.
+Run as `python -m edgert.programs.world --env MinAtar/Breakout-v1 --seed 1 --socket PATH --lock PATH`. Ended by SIGTERM
+or SIGINT.
 Exit codes: 0 ended by a signal, 1 error, 78 no such environment or one that edgert cannot show.
 """
 

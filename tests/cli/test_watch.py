@@ -33,8 +33,8 @@ def document(config: Config) -> dict[str, Any]:
     world = control.open_world(config, task="breakout", n_exits=3, acting=None, stream="s", first=1, last=0, now_s=0.0)
     report = ActorReport(
         pid=7, ticks=100, missed=1, safe=0, exits=[50, 30, 20], latency_p50_s=1e-3, latency_p99_s=2e-3,
-        latency_max_s=3e-3, episodes=1, returns=[4.0], faults={}, generation=0, acting=True, first_action_s=1.5, cpu_s=2.0,
-        rss_bytes=1 << 20,
+        latency_max_s=3e-3, episodes=1, returns=[4.0], faults={}, generation=0, acting=True, first_action_s=1.5,
+        cpu_s=2.0, rss_bytes=1 << 20,
     )  # fmt: skip
     world, _ = control.step(world, control.Heard("actor", report), 1.0)
     return {**control.status(world, 2.0), "supervisor": {"pid": 1, "cpu_s": 0.5, "rss_bytes": 1 << 20}}

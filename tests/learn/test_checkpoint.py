@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -120,10 +121,8 @@ def test_another_policy_is_refused() -> None:
 def test_damage_is_an_artifact_error(cut: int, junk: bytes) -> None:
     data = pack(*small(), schema="a", counters={})
     damaged = data[: cut % len(data)] + junk
-    try:
+    with contextlib.suppress(ArtifactError):
         Checkpoint(damaged, schema="a").restore(*small())
-    except ArtifactError:
-        pass
 
 
 def test_a_map_with_wrong_fields_is_an_artifact_error() -> None:

@@ -27,7 +27,8 @@ TOLD: list[values.Told] = [
     values.Budget(1, 20.0, 1e4, {"max_exit": "hot"}),
     values.ActorReport(
         pid=1, ticks=2, missed=0, safe=1, exits=[1, 1], latency_p50_s=0.001, latency_p99_s=0.002, latency_max_s=0.003,
-        episodes=1, returns=[1.5], faults={"plant-gone": 1}, generation=3, acting=True, first_action_s=None, cpu_s=1.0, rss_bytes=9,
+        episodes=1, returns=[1.5], faults={"plant-gone": 1}, generation=3, acting=True, first_action_s=None,
+        cpu_s=1.0, rss_bytes=9,
     ),
     values.TrainerReport(
         pid=1, steps=2, loss=None, transitions=3, asked=1, answered=1, joined=1, candidates=2, accepted=1, generation=1,

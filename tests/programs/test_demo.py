@@ -97,8 +97,9 @@ def status(second: int, *, pid: int = 7, missed: int = 3) -> dict[str, Any]:
     ticks = 20 * second
     actor = {
         "pid": pid, "ticks": ticks, "missed": missed, "safe": 0, "exits": [ticks // 2, ticks - ticks // 2],
-        "latency_p50_s": 1e-3, "latency_p99_s": 2e-3, "latency_max_s": 3e-3, "episodes": second, "returns": [float(second)], "faults": {},
-        "generation": 0, "acting": True, "first_action_s": 1.5, "cpu_s": 0.1, "rss_bytes": 1000 + second,
+        "latency_p50_s": 1e-3, "latency_p99_s": 2e-3, "latency_max_s": 3e-3, "episodes": second, "returns":
+        [float(second)], "faults": {}, "generation": 0, "acting": True, "first_action_s": 1.5, "cpu_s": 0.1,
+        "rss_bytes": 1000 + second,
     }  # fmt: skip
     trainer = {"steps": 10 * second, "joined": 5 * second, "cpu_s": 0.2, "rss_bytes": 2000}
     return {"actor": actor, "actor_age_s": 0.25, "trainer": trainer, "counters": {"ask-bytes": 100 * second}}

@@ -1,9 +1,9 @@
 """What some minutes on the device make of a student, with a teacher and without: `python -m tools.bench learning`.
 
-Real devices (supervisor, actor, trainer, world), a real broker and a real teacher, at the real rate. Some devices may ask the
-teacher, the others may not; the number of gradient steps is the same for all. Every two minutes the
-network that acts is copied aside. Afterwards, with every process stopped and no link, each copy plays episodes that were used for
-nothing else, int8 and through its exits, exactly as the board would.
+Real devices (supervisor, actor, trainer, world), a real broker and a real teacher, at the real rate. Some devices may
+ask the teacher, the others may not; the number of gradient steps is the same for all. Every two minutes the network
+that acts is copied aside. Afterwards, with every process stopped and no link, each copy plays episodes that were used
+for nothing else, int8 and through its exits, exactly as the board would.
 """
 
 from __future__ import annotations
@@ -204,7 +204,7 @@ def main(argv: list[str]) -> int:
     document: dict[str, Any] = {
         "command": "python -m tools.bench learning " + " ".join(argv),
         "commit": commit(),
-        "machine": f"{platform.machine()}, Python {platform.python_version()}; no ARM board, plant and battery simulated",
+        "machine": f"{platform.machine()}, Python {platform.python_version()}; no board, plant and battery simulated",
         "seeds": args.seeds,
         "minutes": args.minutes,
         "episodes": args.episodes,
@@ -227,7 +227,7 @@ def main(argv: list[str]) -> int:
         print(f"\n{game}: installed {figures['before']['return']:.2f}, teacher {figures['teacher_int8']['return']:.2f}")
         for arm, row in figures["after"].items():
             print(
-                f"  {arm:<7} {row['return']:.2f} +- {row['return_ci95']:.2f} (95 %, {args.seeds} seeds) {row['by_seed']}"
+                f"  {arm:<14} {row['return']:.2f} +- {row['return_ci95']:.2f} (95 %, n = {args.seeds}) {row['by_seed']}"
             )
     return 0
 
