@@ -139,7 +139,7 @@ class Learn(msgspec.Struct, frozen=True, kw_only=True):
     learning_rate: Annotated[float, Meta(gt=0, le=1)] = 5e-4
     gamma: Share = 0.99
     distill_weight: Weight = 1.0
-    td_weight: Weight = 1.0
+    td_weight: Weight = 0.1
     checkpoint_s: Interval = 10.0
     candidate_s: Interval = 30.0
     min_transitions: Annotated[int, Meta(ge=1, le=10_000_000)] = 500

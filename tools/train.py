@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
     obs = np.stack([to_obs(env.reset(seed=args.seed * 1000 + i)[0]) for i, env in enumerate(envs)])
     spec = NETS[args.net](obs.shape[1:], int(envs[0].action_space.n))
     learner = Learner(initialise(spec, rng))
-    hyper = Hyper(learning_rate=args.learning_rate)
+    hyper = Hyper(learning_rate=args.learning_rate, td_weight=1.0)
     best, state = learner.params.copy(), {"frames": 0, "best": float("-inf"), "best_at": 0, "cpu_s": 0.0}
     checkpoint, curve = args.out / "checkpoint.npz", args.out / "curve.csv"
     if checkpoint.exists():

@@ -16,7 +16,6 @@ os.environ.setdefault(
 import argparse
 import gc
 import hashlib
-import json
 import logging
 import sys
 import threading
@@ -35,7 +34,16 @@ from edgert.nets import F32, U8
 from edgert.policy import artifact, exits
 from edgert.ports import ipc
 from edgert.ports.plant import Observation, Plant
-from edgert.ports.process import Layout, Parent, Stopping, load_config, started_monotonic_s, usage
+from edgert.ports.process import (
+    Layout,
+    Parent,
+    Stopping,
+    load_config,
+    noted_network,
+    read_bundle,
+    started_monotonic_s,
+    usage,
+)
 from edgert.ports.ring import EXPLORED, SAFE, TERMINATED, TRUNCATED, RingWriter
 from edgert.ports.runtime import Kind, Runtime, open_runtime
 from edgert.values import RETURNS_TOLD, ActorReport, Budget, Happened, Stop, Swap, Swapped, Told
@@ -133,9 +141,13 @@ class Actor:
         self.max_exit = self.n_exits - 1
         self.costs_s = [0.0] * self.n_exits
         self.parent = Parent(layout.control, "actor")
+        former_ring = _inode(layout.ring)
         self.ring = RingWriter(
             layout.ring, manifest.observation.shape, config.learn.ring_transitions, schema_hash(manifest)
         )
+        if former_ring not in (None, _inode(layout.ring)):
+            log.warning("%s was broken, or of another size or schema: it begins anew", layout.ring)
+            self.parent.send(Happened("ring-begun-anew", {"path": str(layout.ring)}), keep=True)
         self.loader = Loader(schema_hash(manifest), config.policy.runtime)
         self.runtime: Runtime | None = None
         self.generation = 0
@@ -195,6 +207,8 @@ class Actor:
             if self.parent.lost_s is not None and now_s - self.parent.lost_s > ORPHAN_S:
                 log.error("no supervisor for %.0f s: leaving", ORPHAN_S)
                 break
+        if self.plant.paced:
+            self.plant.observe(self.period_s)  # a plant in lockstep takes no action while it owes an observation
         self.plant.apply(self.manifest.safe_action, exit=0, confidence=None, generation=self.generation)
         self.plant.close()
         self.ring.close()
@@ -215,7 +229,8 @@ class Actor:
                 action, confidence, exit_, flags = chosen.action, chosen.confidence, inference.exit, 0
             except ArtifactError as error:
                 self._fault("output-not-finite")
-                log.error("%s: safe action", error)
+                if self.faults["output-not-finite"] == 1:  # at the control rate it would fill the disk with logs
+                    log.error("%s: safe action", error)
             if (
                 flags == 0
                 and self.config.policy.explore_frac > 0
@@ -303,6 +318,8 @@ class Actor:
         if made.runtime is None or made.policy is None:
             self._fault("policy-refused")
             log.error("generation %d refused: %s", made.swap.generation, made.why)
+            if self.runtime is None and made.swap.generation:
+                self.loader.ask(Swap(0, self.config.policy.bundle, ""))
         else:
             former, self.runtime = self.runtime, made.runtime
             self.generation = made.swap.generation
@@ -317,9 +334,9 @@ class Actor:
         if not first:
             missed = self.missed - self.missed_at_swap
             told = Swapped(made.swap.generation, made.runtime is not None, made.why, self.ticks, missed, made.prepare_s)
-            self.parent.send(told)
+            self.parent.send(told, keep=True)
         elif made.runtime is None:
-            self.parent.send(Happened("policy-refused", {"path": made.swap.path, "why": made.why}))
+            self.parent.send(Happened("policy-refused", {"path": made.swap.path, "why": made.why}), keep=True)
 
     def _fault(self, name: str) -> None:
         self.faults[name] = self.faults.get(name, 0) + 1
@@ -350,15 +367,18 @@ class Actor:
 
 
 def acting_network(config: Config, layout: Layout) -> Swap:
-    """The network to begin with: the one that acted last, or the installed one when its note is missing or torn."""
+    """The network to begin with: the one that acted last, or the installed one when that cannot be had."""
+    swap, fault = noted_network(layout)
+    if fault:
+        log.warning("%s: beginning with the installed network", fault)
+    return swap or Swap(0, config.policy.bundle, "")
+
+
+def _inode(path: Path) -> int | None:
     try:
-        note = json.loads(layout.acting.read_bytes())
-        swap = Swap(int(note["generation"]), str(note["path"]), str(note["sha256"]))
-        if hashlib.sha256(Path(swap.path).read_bytes()).hexdigest() == swap.sha256:
-            return swap
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    return Swap(0, config.policy.bundle, "")
+        return path.stat().st_ino
+    except OSError:
+        return None
 
 
 def open_plant(config: Config, layout: Layout, manifest: Manifest) -> Plant:
@@ -384,7 +404,7 @@ def main(argv: list[str] | None = None) -> int:
         layout = Layout(config)
         layout.make()
         ipc.single_instance(layout.lock("actor"))
-        manifest = read(Path(config.policy.bundle).read_bytes()).manifest
+        manifest = read(read_bundle(config)).manifest
         sys.setswitchinterval(0.001)  # the loader may hold the interpreter no longer than this against the loop
         actor = Actor(config, layout, manifest, open_plant(config, layout, manifest))
         return actor.run(acting_network(config, layout), stopping)

@@ -29,14 +29,14 @@ from edgert.ports.board import Board, open_board
 from edgert.ports.link import LinkDown, LinkUp, Received, parse_url
 from edgert.ports.mqtt import Mqtt
 from edgert.ports.notify import Notifier
-from edgert.ports.process import Layout, Stopping, load_config, lock_holder, usage
+from edgert.ports.process import Layout, Stopping, load_config, lock_holder, noted_network, read_bundle, usage
 from edgert.ports.spool import Spool
 from edgert.ports.store import write_atomic
-from edgert.values import Hello, Reading, Role, StatusReply, StatusRequest, Stop, Swap
+from edgert.values import Hello, Reading, Role, StatusReply, StatusRequest, Stop
 
 TELEMETRY_S = 1.0
-STOP_S = 8.0
-"""Children get this long to leave in good order; the trainer writes a checkpoint."""
+STOP_S, TERM_S, KILL_S = 8.0, 2.0, 1.0
+"""Children get this long to leave in good order (the trainer writes a checkpoint), then at SIGTERM, then at SIGKILL."""
 
 log = logging.getLogger("edgert.supervisor")
 
@@ -55,7 +55,7 @@ class Supervisor:
         Raises:
             ConfigError, ArtifactError, StoreError, UsageError: with what to do about it.
         """
-        manifest = bundles.read(Path(config.policy.bundle).read_bytes()).manifest
+        manifest = bundles.read(read_bundle(config)).manifest
         if config.policy.thresholds is not None and len(config.policy.thresholds) != len(manifest.thresholds):
             raise ConfigError(
                 f"{config_path}: policy.thresholds has {len(config.policy.thresholds)} numbers; {config.policy.bundle} "
@@ -63,6 +63,7 @@ class Supervisor:
             )
         self.config, self.config_path, self.layout = config, config_path, layout
         self.session = os.urandom(8).hex()
+        self.store_faults: dict[str, int] = {}
         self.spool = Spool(layout.spool, config.spool.max_bytes)
         self.board: Board = open_board(config)
         self.notifier = Notifier.from_environment()
@@ -72,12 +73,13 @@ class Supervisor:
         self.watched: dict[int, tuple[Role, int]] = {}  # pidfd -> role and pid, ours or adopted
         now_s = time.monotonic()
         roles: tuple[Role, ...] = ("world", "actor", "trainer")
+        acting, acting_fault = noted_network(layout)
         adopted = {role: pid for role in roles if (pid := lock_holder(layout.lock(role))) is not None}
         self.world = control.open_world(
             config,
             task=manifest.task,
             n_exits=len(manifest.exits),
-            acting=self._acting(),
+            acting=acting,
             stream=self.spool.stream,
             first=self.spool.first_seq,
             last=self.spool.last_seq,
@@ -92,8 +94,9 @@ class Supervisor:
         for role, pid in adopted.items():
             log.info("the %s of a predecessor is still at work, pid %d", role, pid)
             self._watch(role, pid)
-        if self.spool.fault:
-            self._record("spool-broken", {"why": self.spool.fault})
+        for name, fault in (("spool-broken", self.spool.fault), ("acting-broken", acting_fault)):
+            if fault:
+                self._record(name, {"why": fault})
 
     def _open_link(self, task: str) -> Mqtt:
         broker, device = self.config.broker, self.config.device
@@ -121,12 +124,6 @@ class Supervisor:
             session_expiry_s=broker.session_expiry_s,
             keepalive_s=broker.keepalive_s,
         )
-
-    def _acting(self) -> Swap | None:
-        try:
-            return msgspec.json.decode(self.layout.acting.read_bytes(), type=Swap)
-        except (OSError, msgspec.MsgspecError):
-            return None
 
     def run(self, stopping: Stopping) -> int:
         """Supervise until told to stop; then stop the children in good order."""
@@ -180,8 +177,7 @@ class Supervisor:
             case bus.SendEvents(after, up_to, first):
                 self._send_events(after, up_to, first)
             case bus.ForgetEvents(up_to):
-                self.spool.acknowledge(up_to)
-                self.inputs.append(bus.Stored(self.spool.first_seq, self.spool.last_seq))
+                self._forget_events(up_to)
             case bus.Record(name, detail):
                 self._record(name, detail)
             case bus.Start(role):
@@ -206,19 +202,38 @@ class Supervisor:
                 self.notifier.status(status)
 
     def _record(self, name: str, detail: dict[str, object]) -> None:
-        """Make an event durable. A disk that takes nothing costs the event, said once in the log, not the device."""
+        """Make an event durable. A disk that takes nothing costs the event, not the device."""
         log.info("%s %s", name, detail)
         try:
             self.spool.append(cbor2.dumps({"at_s": time.time(), "name": name, "detail": detail}), time.time())
         except StoreError as error:
-            log.error("event %s is lost: %s", name, error)
+            self._store_fault("event-lost", f"{name}: {error}")
             return
         self.inputs.append(bus.Stored(self.spool.first_seq, self.spool.last_seq))
+
+    def _forget_events(self, up_to: int) -> None:
+        try:
+            self.spool.acknowledge(up_to)
+        except StoreError as error:
+            # They stay until the next acknowledgement; a successor would send them again, and collectors count.
+            self._store_fault("events-not-forgotten", error)
+            return
+        self.inputs.append(bus.Stored(self.spool.first_seq, self.spool.last_seq))
+
+    def _store_fault(self, name: str, why: object) -> None:
+        self.store_faults[name] = self.store_faults.get(name, 0) + 1
+        log.error("%s: %s", name, why)
 
     def _send_events(self, after: int, up_to: int, first: int) -> None:
         device = self.config.device
         topic = str(wire.Topic(device.fleet, device.id, "evt", "device"))
-        for seq, payload in self.spool.peek(after, up_to - after):
+        try:
+            stored = self.spool.peek(after, up_to - after)
+        except StoreError as error:
+            self._store_fault("events-not-read", error)
+            self.inputs.append(bus.Refused(after + 1))
+            return
+        for seq, payload in stored:
             if seq > up_to:
                 break
             event = wire.Event(stream=self.spool.stream, seq=seq, first=first, **cbor2.loads(payload))
@@ -237,7 +252,8 @@ class Supervisor:
     def _own_cost(self) -> dict[str, object]:
         cpu_s, rss_bytes = usage()
         own = {"pid": os.getpid(), "cpu_s": cpu_s, "rss_bytes": rss_bytes, "link_faults": self.mqtt.faults()}
-        return {"supervisor": own, "session": self.session, "spool_dropped": self.spool.dropped}
+        store = {"spool_dropped": self.spool.dropped, "store_faults": dict(self.store_faults)}
+        return {"supervisor": own, "session": self.session, **store}
 
     def _hear(self, source: object) -> None:
         if source is self.listener:
@@ -338,16 +354,24 @@ class Supervisor:
         for channel, role in self.channels.items():
             if role in ("actor", "trainer"):
                 channel.send(Stop())
-        deadline_s = time.monotonic() + STOP_S
-        while any(role != "world" for role, _ in self.watched.values()) and time.monotonic() < deadline_s:
-            self._flush()
-            for key, _ in self.selector.select(0.1):
-                self._hear(key.fileobj)
-        for _, pid in self.watched.values():
-            self._signal(pid, signal.SIGTERM)
+        for role, pid in self.watched.values():
+            if role != "world" and role not in self.channels.values():
+                self._signal(pid, signal.SIGTERM)  # it is starting, and has no ear yet
+        self._await_end(("actor", "trainer"), STOP_S)
+        for number, patience_s in ((signal.SIGTERM, TERM_S), (signal.SIGKILL, KILL_S)):
+            for _, pid in self.watched.values():
+                self._signal(pid, number)
+            self._await_end(("actor", "trainer", "world"), patience_s)
         self.mqtt.close()
         self.spool.close()
         return 0
+
+    def _await_end(self, roles: tuple[Role, ...], patience_s: float) -> None:
+        deadline_s = time.monotonic() + patience_s
+        while any(role in roles for role, _ in self.watched.values()) and time.monotonic() < deadline_s:
+            self._flush()
+            for key, _ in self.selector.select(0.1):
+                self._hear(key.fileobj)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -35,7 +35,7 @@ from edgert.learn.replay import Replay
 from edgert.nets import F32, U8, forward
 from edgert.policy import artifact, exits
 from edgert.ports import ipc
-from edgert.ports.process import Layout, Parent, Stopping, load_config, usage
+from edgert.ports.process import Layout, Parent, Stopping, load_config, noted_network, read_bundle, usage
 from edgert.ports.ring import TERMINATED, TRUNCATED, RingReader
 from edgert.ports.store import Generations, write_atomic
 from edgert.values import Answer, Ask, Budget, Candidate, Stop, Told, TrainerReport
@@ -45,6 +45,8 @@ READ_AT_ONCE = 2000
 PROBE = 512
 MIN_PROBE = 32
 KEEP_NETWORKS = 3
+RING_INODE = "ring_inode"
+"""Which ring file the transitions of a checkpoint are in."""
 STEPS_AT_ONCE = 8
 """Gradient steps between two looks at the supervisor and the ring."""
 
@@ -71,7 +73,6 @@ class Trainer:
             gamma=config.learn.gamma,
             td_weight=config.learn.td_weight,
             distill_weight=config.learn.distill_weight,
-            match_weight=config.learn.distill_weight,
         )
         self.learner = Learner(policy.params.copy())
         self.replay = Replay(config.learn.ring_transitions, spec.input_shape, spec.n_actions)
@@ -105,6 +106,7 @@ class Trainer:
 
     def resume(self) -> None:
         """Go on from the newest sound checkpoint, if there is one of this policy."""
+        self._resume_acting()
         found = self.checkpoints.latest()
         for fault in self.checkpoints.faults:
             self._fault("checkpoint-broken")
@@ -114,7 +116,11 @@ class Trainer:
         number, payload = found
         try:
             checkpoint = Checkpoint(payload, schema=self.schema)
-            self.read_ring(up_to=checkpoint.newest_seq)
+            if checkpoint.counters.pop(RING_INODE, None) == self._ring_inode():
+                self.read_ring(up_to=checkpoint.newest_seq)
+            else:
+                # The numbers of another ring mean other transitions: none of what was taught finds its place.
+                self._fault("ring-replaced")
             taught = checkpoint.restore(self.learner, self.replay, self.rng)
             _, known, q = self.replay.taught()
             for obs, row in zip(known, q, strict=True):
@@ -124,11 +130,28 @@ class Trainer:
             log.warning("checkpoint %d: %s", number, error)
             return
         self.counters |= checkpoint.counters | {"checkpoint": number}
-        newest = self._network_path(self.counters["generation"])
-        if newest.exists():
-            policy = artifact.load(newest.read_bytes())
-            self.acting, self.thresholds = quant.IntNet(self.spec, policy.tensors), policy.manifest.thresholds
         log.info("resumed at step %d with %d transitions, %d taught", checkpoint.steps, len(self.replay), taught)
+
+    def _resume_acting(self) -> None:
+        """Judge candidates against the network that acts, which need not be the installed one."""
+        noted, fault = noted_network(self.layout)
+        try:
+            if noted is not None:
+                policy = artifact.load(Path(noted.path).read_bytes())
+                if policy.spec == self.spec:
+                    self.acting = quant.IntNet(self.spec, policy.tensors)
+                    self.thresholds = self.config.policy.thresholds or policy.manifest.thresholds
+        except (ArtifactError, OSError) as error:
+            fault = str(error)
+        if fault:
+            self._fault("acting-broken")
+            log.warning("%s: candidates are judged against the installed network", fault)
+
+    def _ring_inode(self) -> int:
+        try:
+            return self.layout.ring.stat().st_ino
+        except OSError:
+            return 0
 
     def run(self, stopping: Stopping) -> int:
         """Learn until told to stop; then commit what was learned."""
@@ -231,12 +254,12 @@ class Trainer:
         try:
             answer, _ = wire.decode(payload, wire.KnowAnswer)
             if answer.error:
-                self._fault(f"teacher-{answer.error}")
+                # Not a counter a reason: whoever may publish here could invent as many as our memory holds.
+                self._fault_once("teacher-refused", f"answer {ask_id}: {answer.error:.80}")
                 return
             q = codec.decode_q(answer.data, answer.count, self.spec.n_actions)
         except MessageError as error:
-            self._fault("answer-malformed")
-            log.warning("answer %d: %s", ask_id, error)
+            self._fault_once("answer-malformed", f"answer {ask_id}: {error!s:.300}")
             return
         self._teach(self.student.answer(ask_id, q, len(payload), now_s))
 
@@ -270,7 +293,8 @@ class Trainer:
         if not self.learner.steps:
             return
         try:
-            payload = pack(self.learner, self.replay, self.rng, schema=self.schema, counters=self.counters)
+            counters = {**self.counters, RING_INODE: self._ring_inode()}
+            payload = pack(self.learner, self.replay, self.rng, schema=self.schema, counters=counters)
             self.counters["checkpoint"] = self.checkpoints.commit(payload)
         except StoreError as error:
             self._fault("checkpoint-not-written")
@@ -301,7 +325,8 @@ class Trainer:
             log.error("%s", error)
             return
         log.info("candidate %d %s: %s", self.counters["candidates"], "accepted" if path else "refused", verdict)
-        self.parent.send(Candidate(self.counters["generation"], path, sha256, verdict.checks, verdict.detail))
+        offered = Candidate(self.counters["generation"], path, sha256, verdict.checks, verdict.detail)
+        self.parent.send(offered, keep=bool(path))
 
     def _bundle(self, quantized: quant.Quantized, thresholds: Sequence[float], verdict: Verdict) -> bytes:
         taught, _, _ = self.replay.taught()
@@ -344,16 +369,25 @@ class Trainer:
         """Write an accepted network under the next number; older ones go, the one that may still act excepted."""
         there = sorted(self.layout.policies.glob("gen-*.edgert"))
         newest = max((int(path.stem.removeprefix("gen-")) for path in there), default=0)
-        self.counters["generation"] = max(newest, self.counters["generation"]) + 1
-        self.counters["accepted"] += 1
-        path = self._network_path(self.counters["generation"])
+        generation = max(newest, self.counters["generation"]) + 1
+        path = self._network_path(generation)
         write_atomic(path, data)
+        self.counters["generation"] = generation
+        self.counters["accepted"] += 1
+        noted, _ = noted_network(self.layout)
         for old in there[: -(KEEP_NETWORKS - 1)]:
-            old.unlink(missing_ok=True)
+            if noted is None or str(old) != noted.path:
+                old.unlink(missing_ok=True)
         return str(path), hashlib.sha256(data).hexdigest()
 
     def _fault(self, name: str, by: int = 1) -> None:
         self.faults[name] = self.faults.get(name, 0) + by
+
+    def _fault_once(self, name: str, why: str) -> None:
+        """What a peer can say as fast as it likes is counted always and logged the first time."""
+        self._fault(name)
+        if self.faults[name] == 1:
+            log.warning("%s: %s", name, why)
 
     def _report(self) -> TrainerReport:
         cpu_s, rss_bytes = usage()
@@ -398,9 +432,10 @@ def main(argv: list[str] | None = None) -> int:
         layout.make()
         ipc.single_instance(layout.lock("trainer"))
         be_humble()
-        policy = artifact.load(Path(config.policy.bundle).read_bytes())
+        policy = artifact.load(read_bundle(config))
         seed = int.from_bytes(hashlib.sha256(config.device.id.encode()).digest()[:4], "big")
         trainer = Trainer(config, layout, policy, seed=seed)
+        trainer.parent.receive()  # a hello before the long reading: who says none for too long counts as hung
         trainer.resume()
         return trainer.run(stopping)
     except (ConfigError, ArtifactError, UsageError) as error:
