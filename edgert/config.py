@@ -86,8 +86,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         bundle: Path of the .edgert bundle to start with.
         runtime: What runs it; auto takes onnxruntime where it is installed, and numpy otherwise.
-        thresholds: Confidence an exit needs to be believed, one number for each but the last; unset means the bundle's
-            own.
+        thresholds: Confidence from which each exit but the last is believed; unset means the bundle's own.
         deadline_s: Seconds from observation in hand to action chosen; 0 means 0.8 of the control period.
         explore_frac: Share of decisions replaced by a random action, so that training sees something new.
     """

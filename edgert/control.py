@@ -346,6 +346,8 @@ def _swapped(world: World, told: Swapped, effects: list[bus.Effect]) -> World:
     replace = msgspec.structs.replace
     detail: dict[str, object] = msgspec.structs.asdict(told)
     effects.append(bus.Record("swapped" if told.ok else "swap-refused", detail))
+    if not told.ok and world.acting is not None and told.generation == world.acting.generation:
+        world = replace(world, acting=None)  # a starting actor could not take it up again: the installed one acts
     pending, world = world.pending, replace(_count(world, "swaps" if told.ok else "swaps-refused"), last_swap=told)
     if pending is None or pending.generation != told.generation:
         return world

@@ -279,5 +279,8 @@ def _check_plain(document: object, size_bytes: int) -> None:
             values += [(each, depth + 1) for each in value.values()]
         elif isinstance(value, list):
             values += [(each, depth + 1) for each in value]
+        elif isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
+            # Python refuses to print one of over 4300 digits, and an error message would be the place to find out.
+            raise MessageError("payload holds an integer of more than 64 bits")
         elif value is not None and not isinstance(value, bool | int | float | str | bytes):
             raise MessageError(f"payload holds a {type(value).__name__}")

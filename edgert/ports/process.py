@@ -6,18 +6,24 @@ Numpy-free: the supervisor uses it too.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import random
 import signal
 import time
+from collections import deque
 from pathlib import Path
+
+import msgspec
 
 from edgert.config import Config, parse
 from edgert.errors import ConfigError
 from edgert.ports import ipc
-from edgert.values import Hello, Role, Told
+from edgert.values import Hello, Role, Swap, Told
 
 RECONNECT_S = 0.5
+KEPT = 64
+"""What waits for a supervisor that is away, at most: a child says such a thing every few seconds."""
 _CLOCK_TICKS_HZ = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
@@ -33,6 +39,19 @@ def load_config(path: Path) -> Config:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}; write one with `edgert init`") from error
     return parse(text, str(path))
+
+
+def read_bundle(config: Config) -> bytes:
+    """The bundle file that the configuration names.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    path = config.policy.bundle
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}; policy.bundle names a .edgert file") from error
 
 
 class Layout:
@@ -94,6 +113,24 @@ def lock_holder(path: Path) -> int | None:
     return None
 
 
+def noted_network(layout: Layout) -> tuple[Swap | None, str]:
+    """The network that acted last by the note of `control.Commit`, and what is wrong with that note.
+
+    Returns:
+        The network, or None where there is no note or it cannot be believed; and why not, empty where all is well.
+    """
+    try:
+        swap = msgspec.json.decode(layout.acting.read_bytes(), type=Swap)
+        found = hashlib.sha256(Path(swap.path).read_bytes()).hexdigest()
+    except FileNotFoundError as error:
+        return None, f"{layout.acting}: {error.filename} is gone" if layout.acting.exists() else ""
+    except (OSError, ValueError, msgspec.MsgspecError) as error:
+        return None, f"{layout.acting}: {error}"
+    if found != swap.sha256:
+        return None, f"{layout.acting}: {swap.path} is not the file that was noted: its sha256 differs"
+    return swap, ""
+
+
 def usage() -> tuple[float, int]:
     """(CPU seconds used so far, resident bytes) of this process."""
     times = os.times()
@@ -119,6 +156,7 @@ class Parent:
         self._path, self._role = path, role
         self._channel: ipc.Channel | None = None
         self._retry_s = 0.0
+        self._kept: deque[Told] = deque(maxlen=KEPT)
         self.lost_s: float | None = time.monotonic()
         """Since when there is no supervisor, or None."""
 
@@ -132,6 +170,8 @@ class Parent:
             if self._channel is not None:
                 self._channel.send(Hello(self._role, os.getpid()))
                 self.lost_s = None
+                while self._kept and self._channel.send(self._kept[0]):
+                    self._kept.popleft()
         if self._channel is None:
             return []
         self._channel.flush()
@@ -140,9 +180,17 @@ class Parent:
             self._channel, self.lost_s = None, now_s
         return heard
 
-    def send(self, told: Told) -> bool:
-        """Tell the supervisor something; False when it is not there or too slow."""
-        return self._channel is not None and self._channel.send(told)
+    def send(self, told: Told, *, keep: bool = False) -> bool:
+        """Tell the supervisor something; False when it is not there or too slow.
+
+        Args:
+            told: the message.
+            keep: say it to the successor then, instead of never; the oldest of over `KEPT` are given up.
+        """
+        sent = self._channel is not None and self._channel.send(told)
+        if keep and not sent:
+            self._kept.append(told)
+        return sent
 
     def fileno(self) -> int | None:
         """To select on, while there is a supervisor."""

@@ -55,7 +55,10 @@ class Supervisor:
         Raises:
             ConfigError, ArtifactError, StoreError, UsageError: with what to do about it.
         """
-        manifest = bundles.read(read_bundle(config)).manifest
+        try:
+            manifest = bundles.read(read_bundle(config)).manifest
+        except ArtifactError as error:
+            raise ArtifactError(f"{config.policy.bundle}: {error}") from error
         if config.policy.thresholds is not None and len(config.policy.thresholds) != len(manifest.thresholds):
             raise ConfigError(
                 f"{config_path}: policy.thresholds has {len(config.policy.thresholds)} numbers; {config.policy.bundle} "

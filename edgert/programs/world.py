@@ -4,8 +4,8 @@ The world does not move by itself. It steps once for each action it is told, and
 or the actor is silent; an actor that is killed finds it as it was. The frames are described in `ports.plant.simulated`.
 
 Run as `python -m edgert.programs.world --env MinAtar/Breakout-v1 --seed 1 --socket PATH --lock PATH`. Ended by SIGTERM
-or SIGINT.
-Exit codes: 0 ended by a signal, 1 error, 78 no such environment or one that edgert cannot show.
+or SIGINT, or by itself when no actor has come for two minutes.
+Exit codes: 0 ended so, 1 error, 78 no such environment or one that edgert cannot show.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import numpy.typing as npt
 from edgert.errors import ConfigError, EdgertError
 from edgert.ports import ipc
 
+LONELY_S = 120.0  # a device that was killed with all its processes must not leave its world behind for ever
 EXIT_ERROR = 1
 EXIT_CONFIG = 78
 
@@ -109,15 +110,16 @@ def _frame(obs: npt.NDArray[Any]) -> dict[str, object]:
     return {"obs": image.tobytes(), "shape": list(image.shape), "dtype": "uint8"}
 
 
-def serve(world: World, listener: socket.socket) -> None:
-    """Serve one actor at a time for ever; who connects takes the place of who was there."""
+def serve(world: World, listener: socket.socket, lonely_s: float = LONELY_S) -> None:
+    """Serve one actor at a time, until none has come for `lonely_s`; who connects takes the place of who was there."""
     actor: ipc.Channel | None = None
     while True:
         poller = select.poll()
         poller.register(listener.fileno(), select.POLLIN)
         if actor is not None:
             poller.register(actor.fileno(), select.POLLIN | (select.POLLOUT if actor.wants_write else 0))
-        poller.poll()
+        if not poller.poll(None if actor is not None else lonely_s * 1e3):
+            return
         newcomer = ipc.accept(listener)
         if newcomer is not None:
             if actor is not None:

@@ -14,6 +14,7 @@ import pytest
 
 from edgert.ports import ipc
 from edgert.ports.plant.simulated import SimulatedPlant
+from edgert.programs import world
 
 WAIT_S = 60.0
 
@@ -243,3 +244,15 @@ def test_minatar_is_loaded_by_its_id_alone_and_the_seed_decides(directory: Path,
         histories.append(history)
         plant.close()
     assert histories[0] == histories[1] != histories[2]
+
+
+def test_a_world_nobody_comes_to_ends_by_itself(directory: Path) -> None:
+    pytest.importorskip("minatar")
+    hosted = world.World("MinAtar/Breakout-v1", seed=0)
+    with ipc.listen(directory / "lonely") as listener:
+        world.serve(hosted, listener, lonely_s=0.05)
+        visitor = ipc.connect(directory / "lonely")
+        assert visitor is not None
+        visitor.close()
+        world.serve(hosted, listener, lonely_s=0.05)
+    hosted.close()

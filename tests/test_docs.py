@@ -1,0 +1,230 @@
+"""What the documentation says is so: its commands, files, names and examples.
+
+Run as a program, this rewrites the table of keys.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from edgert import __version__, cli, wire
+from edgert.config import commented_default, parse
+
+HOUSE = Path(__file__).parents[1]
+README = HOUSE / "README.md"
+PAGES = [README, *(HOUSE / folder / "README.md" for folder in ("firmware_configs", "models", "systemd", "tools"))]
+KEYS = re.compile(r"(?<=<!-- KEYS:BEGIN -->\n).*?(?=<!-- KEYS:END -->)", re.DOTALL)
+FOLDERS = ("edgert", "firmware_configs", "models", "systemd", "tests", "tools")
+NO_FILES = ("models/asterix.edgert", "models/freeway.edgert", wire.ROOT)  # the reader makes them; a topic
+WAIT_S = 60.0
+
+
+class Block(NamedTuple):
+    """A fenced block of a page, its indentation removed."""
+
+    page: Path
+    language: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page.relative_to(HOUSE)}: {self.text.splitlines()[0][:60]}"
+
+
+def blocks(*languages: str) -> list[Block]:
+    fence = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
+    found = []
+    for page in PAGES:
+        for indent, language, text in fence.findall(page.read_text()):
+            if language in languages:
+                found.append(Block(page, language, "\n".join(line.removeprefix(indent) for line in text.splitlines())))
+    return found
+
+
+def commands() -> list[str]:
+    """Every line that a reader is told to type, without prompt and comment."""
+    lines = (line for block in blocks("console") for line in block.text.splitlines() if line.startswith("$ "))
+    return [re.sub(r"\s+#.*$", "", line[2:]) for line in lines]
+
+
+def prose(page: Path) -> str:
+    """A page without its blocks."""
+    return re.sub(r"^ *```.*?^ *```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def config_table() -> str:
+    """Every key with default, range and meaning, out of what `edgert init` writes."""
+    rows, section, said = ["| key | default | right values | meaning |", "|---|---|---|---|"], "", ""
+    for line in commented_default({"device.id": "x", "policy.bundle": "x"}).splitlines()[1:]:
+        if begun := re.fullmatch(r"\[(\w+)\]", line):
+            section = begun[1]
+        elif line.startswith("# "):
+            said = line[2:]
+        elif key := re.fullmatch(r"(#?)(\w+) = (.*)", line):
+            meaning, _, wanted = said.removesuffix("]").rpartition(" [")
+            default = "required" if not key[1] else "unset" if key[3].endswith("unset by default") else f"`{key[3]}`"
+            rows.append(f"| `{section}.{key[2]}` | {default} | {wanted} | {meaning} |")
+    return "\n".join(rows) + "\n"
+
+
+def named_in_the_source() -> set[str]:
+    """Every literal name under which something is counted or recorded."""
+    call = re.compile(r"\b_?(?:fault|count|record|Fault|Record|Happened)\(\s*(?:world, )?\"([a-z][a-z-]+)\"")
+    entry = re.compile(r"\bfaults\[\"([a-z-]+)\"\]")
+    sources = [path.read_text() for path in sorted((HOUSE / "edgert").rglob("*.py"))]
+    return {name for text in sources for name in (*call.findall(text), *entry.findall(text))}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(HOUSE)))
+def test_every_file_that_is_named_is_there(page: Path) -> None:
+    text = page.read_text()
+    linked = [target.partition("#")[0] for target in re.findall(r"\]\(([^)]*)\)", text) if "://" not in target]
+    named = re.findall(rf"(?<![\w./-])((?:{'|'.join(FOLDERS)})/[\w./@-]*\w)", text)
+    missing = [target for target in linked if target and not (page.parent / target).exists()]
+    missing += [name for name in named if name not in NO_FILES and not (HOUSE / name).exists()]
+    assert not missing
+
+
+def test_every_anchor_leads_somewhere() -> None:
+    text = README.read_text()
+    headings = {
+        re.sub(r"[^a-z0-9 -]", "", line.lower()).replace(" ", "-") for line in re.findall(r"^#+ (.*)$", text, re.M)
+    }
+    assert set(re.findall(r"\]\(#([^)]*)\)", text)) <= headings
+
+
+def test_every_verb_is_described_and_no_other_is_named() -> None:
+    rows = set(re.findall(r"^\| `edgert (\w+)`", README.read_text(), re.M))
+    assert rows == set(cli.VERBS)
+    spoken = {verb for page in PAGES for verb in re.findall(r"`edgert ([a-z]+)\b", prose(page))}
+    assert spoken <= set(cli.VERBS)
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_option_of_a_command_exists(verb: str) -> None:
+    lines = [line for line in commands() if re.search(rf"\bedgert {verb}\b", line)]
+    lines += [
+        line.replace("tools/demo", "edgert demo") for line in commands() if verb == "demo" and "tools/demo" in line
+    ]
+    used = {option for line in lines for option in re.findall(r"(--[a-z-]+)", line.split(f"edgert {verb}", 1)[1])}
+    if not used:
+        pytest.skip("no page uses an option of it")
+    command = [sys.executable, "-m", "edgert", verb, "--help"]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert used <= set(re.findall(r"--[a-z-]+", told))
+
+
+def test_every_module_that_is_run_is_there() -> None:
+    modules = {name for page in PAGES for name in re.findall(r"python -m ((?:tools|edgert)[\w.]*)", page.read_text())}
+    assert modules
+    for module in modules:
+        path = HOUSE / module.replace(".", "/")
+        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists()
+
+
+@pytest.mark.parametrize("block", blocks("toml"), ids=str)
+def test_every_piece_of_configuration_is_accepted(block: Block) -> None:
+    required = {"device": '[device]\nid = "x"\n', "policy": '[policy]\nbundle = "/x"\n'}
+    parse(
+        "\n".join([block.text, *(text for name, text in required.items() if f"[{name}]" not in block.text)]), "README"
+    )
+
+
+@pytest.mark.parametrize("block", blocks("python"), ids=str)
+def test_every_program_compiles(block: Block) -> None:
+    compile(block.text, str(block.page), "exec")
+
+
+def test_the_table_of_keys_is_the_one_of_the_code() -> None:
+    written = KEYS.search((HOUSE / "firmware_configs" / "README.md").read_text())
+    assert written is not None
+    assert written[0] == config_table(), "run `python tests/test_docs.py`"
+
+
+def test_every_name_under_which_something_is_counted_is_explained() -> None:
+    names = named_in_the_source()
+    assert len(names) > 30
+    plain = {"asks", "answers", "ask-bytes", "answer-bytes", "swaps"}  # how much, not what went wrong
+    plain |= {"networks-accepted", "networks-refused", "swaps-refused"}  # totals of events that are explained
+    explained = set(re.findall(r"`([a-z][a-z-]+)`", README.read_text()))
+    assert names - plain <= explained, "explain them in README.md"
+
+
+def test_every_name_that_is_explained_is_in_the_source() -> None:
+    text = README.read_text()
+    section = text[text.index("## Names of what can go wrong") : text.index("## Figures")]
+    names = set(re.findall(r"`([a-z]+(?:-[a-z]+)+)`", section)) - {"actor-exits", "actor-hung", "malformed-frame"}
+    source = "\n".join(path.read_text() for path in sorted((HOUSE / "edgert").rglob("*.py")))
+    assert {name for name in names if f'"{name}"' not in source} == set()
+
+
+def test_every_topic_and_schema_of_the_wire_is_in_the_table() -> None:
+    text = README.read_text()
+    rows = re.findall(
+        r"^\| `([\w/<>-]+)` \| `([\w-]+)` \|", text[text.index("## Topics") : text.index("## Bundles")], re.M
+    )
+    schemas = {str(message.__struct_config__.tag) for message in wire.Message.__args__}
+    assert {schema for _, schema in rows} == schemas
+    for topic, _ in rows:
+        wire.parse_topic(f"{wire.ROOT}/fleet/device/{topic.replace('<task>', 'task')}")
+
+
+def test_it_is_the_version_that_the_readme_speaks_of() -> None:
+    assert f"version {__version__.rpartition('.')[0]};" in README.read_text()
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    # Not tmp_path: its name can be longer than a socket's address may be.
+    made = Path(tempfile.mkdtemp(dir="/tmp"))
+    yield made
+    shutil.rmtree(made)
+
+
+@pytest.mark.system
+def test_the_example_of_a_program_of_ones_own_runs_against_a_real_device(folder: Path) -> None:
+    pytest.importorskip("minatar", reason="the example plays a game of MinAtar")
+    (block,) = (block for block in blocks("python") if "edgert.client" in block.text)
+    typed = [line for line in commands() if "/tmp/edgert/my.toml" in line]
+    assert [line.split()[1] for line in typed] == ["init", "run"]
+    init, run = ([sys.executable, "-m", *line.replace("/tmp/edgert", str(folder)).split()] for line in typed)
+    # A port of nobody: the device must act without a broker.
+    subprocess.run([*init, "--broker", "mqtt://127.0.0.1:1"], cwd=HOUSE, check=True, stdout=subprocess.DEVNULL)
+    log = folder / "log"
+    with log.open("wb") as out:
+        device = subprocess.Popen(run, cwd=HOUSE, stdout=out, stderr=out)
+    try:
+        end_s = time.monotonic() + WAIT_S
+        while not (folder / "run" / "policy.sock").exists() and time.monotonic() < end_s and device.poll() is None:
+            time.sleep(0.1)
+        program = [sys.executable, "-c", block.text.replace("/tmp/edgert", str(folder))]
+        played = subprocess.run(program, cwd=folder, capture_output=True, text=True, timeout=WAIT_S, check=False)
+        assert played.returncode == 0, played.stderr + log.read_text()
+        said = re.fullmatch(
+            r"([\d.]+) points in (\d+) episodes; last Decision\(action=(\d), exit=(\d).*\)\n", played.stdout
+        )
+        assert said is not None, played.stdout
+        assert int(said[2]) > 0
+    finally:
+        device.terminate()
+        ended = device.wait(WAIT_S)
+    assert ended == 0, log.read_text()
+
+
+def main() -> None:
+    """Write the table of keys."""
+    page = HOUSE / "firmware_configs" / "README.md"
+    page.write_text(KEYS.sub(lambda _: config_table(), page.read_text()))
+
+
+if __name__ == "__main__":
+    main()

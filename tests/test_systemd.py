@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from edgert import cli
+from edgert.config import Config, Device, Policy
+from edgert.ports.process import Layout
+from edgert.programs import supervisor
+
+UNITS = sorted((Path(__file__).parents[1] / "systemd").glob("*.service"))
+DEVICE = next(unit for unit in UNITS if unit.name == "edgert.service")
+EXPOSURE_MAX = 20  # in tenths, as --threshold= counts
+
+named = pytest.mark.parametrize("unit", UNITS, ids=lambda unit: str(unit.name))
+needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
+
+
+def settings(unit: Path) -> dict[str, list[str]]:
+    """Key -> its values, in order, over all sections."""
+    found: dict[str, list[str]] = {}
+    for key, value in re.findall(r"^(\w+)=(.*)$", unit.read_text(), re.MULTILINE):
+        found.setdefault(key, []).append(value)
+    return found
+
+
+def seconds(unit: Path, key: str) -> float:
+    return float(settings(unit)[key][0])
+
+
+@needs_systemd
+@named
+def test_systemd_finds_nothing_to_complain_about(unit: Path, tmp_path: Path) -> None:
+    # The program is not installed here, which alone would be a complaint. A wrong value is one on stderr, but exits with 0.
+    copy = tmp_path / unit.name
+    copy.write_text(unit.read_text().replace("/opt/edgert/bin/edgert", "/bin/true"))
+    told = subprocess.run(["systemd-analyze", "verify", copy], capture_output=True, text=True, check=False)
+    assert (told.returncode, told.stderr) == (0, "")
+
+
+@needs_systemd
+@named
+def test_the_sandbox_is_tight(unit: Path) -> None:
+    command = ["systemd-analyze", "security", "--offline=true", f"--threshold={EXPOSURE_MAX}", str(unit)]
+    told = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "unrecognized option" in told.stderr:
+        pytest.skip("this systemd-analyze cannot look at a file: it is older than 250")
+    assert told.returncode == 0, told.stdout
+
+
+@named
+def test_no_wrong_configuration_is_started_again(unit: Path) -> None:
+    assert settings(unit)["RestartPreventExitStatus"] == [str(cli.BAD_CONFIG)]
+    assert settings(unit)["Restart"] == ["on-failure"]
+
+
+@named
+def test_it_starts_a_verb_that_exists(unit: Path) -> None:
+    (line,) = settings(unit)["ExecStart"]
+    assert line.split()[0] == "/opt/edgert/bin/edgert"
+    assert line.split()[1] in cli.VERBS
+
+
+def test_the_defaults_of_the_configuration_are_the_folders_that_the_unit_makes() -> None:
+    layout = Layout(Config(device=Device(id="x"), policy=Policy(bundle="x")))
+    unit = settings(DEVICE)
+    assert str(layout.state) == f"/var/lib/{unit['StateDirectory'][0]}"
+    assert str(layout.run) == f"/run/{unit['RuntimeDirectory'][0]}"
+    # Preserved, it would move below /run/private, where no other program could reach policy.sock.
+    assert "RuntimeDirectoryPreserve" not in unit
+
+
+def test_the_supervisor_has_time_to_stop_its_children() -> None:
+    assert seconds(DEVICE, "TimeoutStopSec") > supervisor.STOP_S
+    # SIGTERM to all at once would end the actor before the supervisor could order anything; after a crash all must go.
+    assert settings(DEVICE)["KillMode"] == ["mixed"]
+
+
+def test_the_trainer_may_be_niced() -> None:
+    refused = [value for value in settings(DEVICE)["SystemCallFilter"] if value.startswith("~")]
+    assert not any("@resources" in value for value in refused)
+
+
+def test_the_cpu_load_may_be_read() -> None:
+    assert settings(DEVICE)["ProcSubset"] == ["all"]
+
+
+def test_systemd_is_told_when_it_is_ready_and_that_it_progresses() -> None:
+    assert settings(DEVICE)["Type"] == ["notify"]
+    assert seconds(DEVICE, "WatchdogSec") == 30
