@@ -283,7 +283,7 @@ _EXAMPLES = {
     "broker.ca_file": "/etc/edgert/ca.pem",
     "broker.cert_file": "/etc/edgert/device.pem",
     "broker.key_file": "/etc/edgert/device.key",
-    "policy.thresholds": [0.8, 0.9, 0.0],
+    "policy.thresholds": [0.8, 0.9],
     "plant.env": "MinAtar/Breakout-v1",
     "board.thermal_zone": "cpu-thermal",
 }

@@ -297,10 +297,9 @@ def _heard(world: World, role: Role, told: Told, now_s: float, effects: list[bus
     match told:
         case ActorReport():
             previous, world = world.actor, replace(world, actor=told, actor_at_s=now_s)
-            on_demand = (
-                world.config.plant.kind == "socket"
-            )  # nobody need ask; the report itself shows that the loop turns
-            ready = world.ready or (told.acting and (on_demand or told.ticks > 0))
+            # Of a socket nobody need ask; there the report itself shows that the loop turns.
+            on_demand = world.config.plant.kind == "socket"
+            ready = world.ready or (told.acting and (on_demand or told.first_action_s is not None))
             progressed = on_demand or previous is None or previous.pid != told.pid or told.ticks > previous.ticks
             effects.append(bus.Notify(ready and not world.ready, progressed, _status_line(world)))
             return replace(world, ready=ready)

@@ -106,8 +106,8 @@ class Checkpoint:
             as `pack`.
         """
         try:
+            q = self._taught_q.reshape(len(self._taught_seq), learner.params.spec.n_actions)
             learner.restore(self._arrays, self.steps)
-            q = self._taught_q.reshape(len(self._taught_seq), -1)
             rng.bit_generator.state = self._rng
         except (UsageError, ValueError, TypeError, KeyError) as error:
             raise ArtifactError(f"checkpoint does not fit: {error}; training starts from the bundle") from error

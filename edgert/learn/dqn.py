@@ -22,8 +22,8 @@ class Hyper(msgspec.Struct, frozen=True):
         gamma: discount per decision.
         td_weight: of the temporal-difference loss.
         distill_weight: of the cross entropy with the teacher's softened preferences.
-        match_weight: of the squared distance to the teacher's Q-values. Off: their scale is the teacher's success, not the
-            student's, and moving to it first costs a student on breakout half of what it earns after two minutes.
+        match_weight: of the squared distance to the teacher's Q-values. Off: their scale is the teacher's success, not
+            the student's, and moving to it first costs a student on breakout half of its return after two minutes.
         temperature: softens Q-values into preferences, in units of Q.
         confidence_weight: of the confidence's cross entropy.
         target_every: steps between copies of the network into its target.

@@ -179,6 +179,7 @@ class Actor:
         self.loader.start()
         self.loader.ask(first)
         next_s = report_s = time.monotonic()
+        told_acting = False
         while not stopping:
             if self.plant.paced:
                 now_s = time.monotonic()
@@ -196,8 +197,9 @@ class Actor:
             if observation is not None or self.plant.paced:
                 self._tick(observation, due_s)
             now_s = time.monotonic()
-            if now_s >= report_s:
-                report_s = now_s + 1.0
+            acts = self.first_action_s is not None
+            if now_s >= report_s or acts != told_acting:  # the first action makes the device ready: said at once
+                report_s, told_acting = now_s + 1.0, acts
                 self.parent.send(self._report())
             for told in self.parent.receive():
                 if isinstance(told, Stop):

@@ -36,7 +36,10 @@ def test_targets_are_double_q_of_the_last_exit() -> None:
 
 
 def test_it_learns_what_the_teacher_says_and_the_confidence_learns_to_agree() -> None:
-    learner, hyper = Learner(initialise(SPEC, np.random.default_rng(0))), Hyper(learning_rate=3e-3, td_weight=0.0, match_weight=1.0)
+    learner, hyper = (
+        Learner(initialise(SPEC, np.random.default_rng(0))),
+        Hyper(learning_rate=3e-3, td_weight=0.0, match_weight=1.0),
+    )
     every = np.unpackbits(np.arange(16, dtype=np.uint8)[:, None], axis=1)[:, 4:].reshape(16, 2, 2, 1)
     b = batch(obs=every)
     first = learner.step(b, hyper)

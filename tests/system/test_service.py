@@ -67,7 +67,6 @@ def test_ready_comes_with_the_first_decision_of_a_policy(
     before = manager.look()[: manager.look().index("READY=1")]
     assert not [text for text in before if "generation" in text and "0 ticks" in text]
     measured(ready_s=round(ready_s, 2), first_action_s=status["actor"]["first_action_s"])
-    # With systemd gone deaf nothing changes: no one waits for it.
     until(lambda: manager.count("WATCHDOG=1") >= 3, "a watchdog that is fed")
     assert manager.count("READY=1") == 1
     assert any(text.startswith("STATUS=generation 0, ") for text in manager.look())

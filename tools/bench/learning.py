@@ -12,6 +12,7 @@ import argparse
 import json
 import platform
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
@@ -199,6 +200,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--quick", action="store_true", help="one seed, two minutes, 20 episodes: does it run at all?")
     args = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the cluster is stopped on the way out
     if args.quick:
         args.seeds, args.minutes, args.every, args.episodes = 1, 2.0, 60.0, 20
     document: dict[str, Any] = {
