@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from edgert import control
+from edgert import bus, control
 from edgert.config import Config, commented_default, parse
 from edgert.ports import ipc
 from edgert.values import ActorReport, StatusReply, StatusRequest
@@ -36,7 +36,7 @@ def document(config: Config) -> dict[str, Any]:
         latency_max_s=3e-3, episodes=1, returns=[4.0], faults={}, generation=0, acting=True, first_action_s=1.5,
         cpu_s=2.0, rss_bytes=1 << 20,
     )  # fmt: skip
-    world, _ = control.step(world, control.Heard("actor", report), 1.0)
+    world, _ = control.step(world, bus.Heard("actor", report), 1.0)
     return {**control.status(world, 2.0), "supervisor": {"pid": 1, "cpu_s": 0.5, "rss_bytes": 1 << 20}}
 
 
