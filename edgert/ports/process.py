@@ -192,6 +192,12 @@ class Parent:
             self._kept.append(told)
         return sent
 
+    def close(self) -> None:
+        """Say no more."""
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+
     def fileno(self) -> int | None:
         """To select on, while there is a supervisor."""
         return None if self._channel is None or self._channel.closed else self._channel.fileno()

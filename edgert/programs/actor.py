@@ -214,6 +214,7 @@ class Actor:
         self.plant.apply(self.manifest.safe_action, exit=0, confidence=None, generation=self.generation)
         self.plant.close()
         self.ring.close()
+        self.parent.close()
         return 0 if stopping else 75
 
     def _tick(self, observation: Observation | None, due_s: float) -> None:

@@ -180,6 +180,7 @@ class Trainer:
             if self.owed < 1:
                 time.sleep(PAUSE_S)
         self.commit()
+        self.parent.close()
         return 0
 
     def read_ring(self, up_to: int | None = None) -> None:

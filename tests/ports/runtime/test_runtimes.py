@@ -156,30 +156,6 @@ def test_wrong_shapes_are_refused(obs: np.ndarray, logits: np.ndarray, kind: Any
         open_runtime(policy(SPECS["student"]), kind).infer(obs, logits)
 
 
-def test_the_numpy_runtime_does_not_run_what_no_exit_asked_for() -> None:
-    made = policy(SPECS["student"])
-    for k in range(3):
-        runtime = NumpyRuntime(made)
-        for obs in made.golden_obs:
-            runtime.infer(obs, effective_thresholds([1, 1], k))
-        n = len(made.golden_obs)
-        assert runtime.net.counts == [n if j <= k else 0 for j in range(3)]
-
-
-def test_onnxruntime_does_not_run_the_branch_that_is_not_taken(tmp_path: Any) -> None:
-    made = policy(SPECS["student"])
-    # A deeper stage whose one scale is zero gives other answers there, and must change nothing at exit 0.
-    broken = onnxfile.patch(made.onnx, {"t1.0.w.scale": np.zeros(16, np.float32)})
-    crippled = made._replace(bundle=made.bundle._replace(members={**made.bundle.members, "policy.onnx": broken}))
-    runtime = OnnxRuntime(crippled)
-    assert np.array_equal(
-        runtime.infer(made.golden_obs[0], effective_thresholds([1, 1], 0)).head, made.golden_head[0, 0]
-    )
-    assert not np.array_equal(
-        runtime.infer(made.golden_obs[0], effective_thresholds([1, 1], 2)).head, made.golden_head[0, 2]
-    )
-
-
 def test_a_network_that_fails_its_golden_vectors_is_not_opened(kind: Any) -> None:
     made = policy(SPECS["student"])
     tensors = {**made.tensors, "h1.out.w": (made.tensors["h1.out.w"] // 2).astype(np.int8)}
@@ -198,14 +174,6 @@ def test_a_network_that_answers_with_nan_is_not_opened(kind: Any) -> None:
     members = {**made.bundle.members, "policy.onnx": onnxfile.patch(made.onnx, tensors)}
     with pytest.raises(ArtifactError):
         open_runtime(made._replace(bundle=made.bundle._replace(members=members), tensors=tensors), kind)
-
-
-def test_graphs_that_onnxruntime_refuses_and_graphs_of_another_shape_are_named() -> None:
-    made, other = policy(SPECS["student"]), policy(SPECS["odd"])
-    for graph, what in ((b"junk", "does not take"), (other.onnx, "where the network needs")):
-        members = {**made.bundle.members, "policy.onnx": graph}
-        with pytest.raises(ArtifactError, match=what):
-            OnnxRuntime(made._replace(bundle=made.bundle._replace(members=members)))
 
 
 def test_auto_takes_onnxruntime_where_it_is_and_numpy_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:

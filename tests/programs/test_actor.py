@@ -1,0 +1,574 @@
+"""The act loop with a scripted plant and a stub runtime: no process, no socket, no waiting for a rate."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from edgert import bundle, config
+from edgert.errors import ArtifactError
+from edgert.nets import F32, U8
+from edgert.policy import artifact
+from edgert.ports import ipc
+from edgert.ports.plant import Observation
+from edgert.ports.plant.simulated import SimulatedPlant
+from edgert.ports.process import Layout
+from edgert.ports.ring import EXPLORED, SAFE, TERMINATED, TRUNCATED, RingReader
+from edgert.ports.runtime import Inference
+from edgert.programs import actor as program
+from edgert.programs.actor import Actor
+from edgert.values import ActorReport, Budget, Happened, Hello, Swap, Swapped
+
+BUNDLE = Path(__file__).parents[2] / "models" / "breakout.edgert"
+DATA = BUNDLE.read_bytes()
+MANIFEST = bundle.read(DATA).manifest
+SHAPE = MANIFEST.observation.shape
+
+
+class Plant:
+    """Shows what the test put on its list, and remembers what it was told to do."""
+
+    paced = True
+    last_fault = ""
+
+    def __init__(self) -> None:
+        self.faults: dict[str, int] = {}
+        self.shows: list[Observation | None] = []
+        self.applied: list[tuple[int, int, float | None, int]] = []
+        self.calls: list[str] = []
+        self.closed = False
+
+    def observe(self, timeout_s: float) -> Observation | None:
+        self.calls.append("observe")
+        return self.shows.pop(0) if self.shows else None
+
+    def apply(self, action: int, *, exit: int, confidence: float | None, generation: int) -> None:
+        self.calls.append("apply")
+        self.applied.append((action, exit, confidence, generation))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Stub:
+    """Answers with what it was given, at the first exit whose threshold is -inf, or the last."""
+
+    name = "stub"
+
+    def __init__(self, head: list[float]) -> None:
+        self.head = head
+        self.asked: list[F32] = []
+        self.closed = False
+
+    def infer(self, obs: U8, threshold_logits: F32) -> Inference:
+        self.asked.append(threshold_logits.copy())
+        taken = [*np.isneginf(threshold_logits), True].index(True)
+        return Inference(np.array(self.head, np.float32), taken)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def shown(
+    seq: int,
+    *,
+    reward: float = 0.0,
+    terminated: bool = False,
+    truncated: bool = False,
+    episode: int = 1,
+    action: int | None = 1,
+    stream: int = 0,
+) -> Observation:
+    obs = np.full(SHAPE, seq % 2, np.uint8)
+    return Observation(
+        obs=obs, reward=reward, terminated=terminated, truncated=truncated, episode=episode, seq=seq, action=action,
+        stream=stream,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    # Not tmp_path: its name can be longer than a socket's address may be.
+    made = Path(tempfile.mkdtemp(prefix="edgert-", dir="/tmp"))
+    yield made
+    shutil.rmtree(made)
+
+
+@pytest.fixture
+def configured(folder: Path) -> Callable[..., config.Config]:
+    def make(**settings: object) -> config.Config:
+        named = {key.replace("__", "."): value for key, value in settings.items()}
+        base = {
+            "device.id": "d",
+            "device.state_dir": str(folder / "state"),
+            "device.run_dir": str(folder),
+            "policy.bundle": str(BUNDLE),
+            "policy.runtime": "numpy",
+            "learn.ring_transitions": 100,
+            "learn.min_transitions": 50,
+        }
+        made = config.parse(config.commented_default({**base, **named}), "test")
+        Layout(made).make()
+        return made
+
+    return make
+
+
+@pytest.fixture
+def make(configured: Callable[..., config.Config]) -> Callable[..., Actor]:
+    def made(plant: Any = None, **settings: object) -> Actor:
+        conf = configured(**settings)
+        return Actor(conf, Layout(conf), MANIFEST, plant or Plant())
+
+    return made
+
+
+def give(actor: Actor, runtime: Stub, generation: int = 0) -> None:
+    """As the loader does."""
+    swap = Swap(generation, "", "")
+    actor.loader.done.put(program.Prepared(swap, runtime, artifact.load(DATA), "", 0.1))
+    actor._swap_if_ready()
+
+
+def tick(actor: Actor, observation: Observation | None, within_s: float = 1.0) -> None:
+    actor._tick(observation, program.time.monotonic() + within_s)
+
+
+def records(actor: Actor) -> Any:
+    reader = RingReader(actor.config.device.state_dir + "/ring.bin")
+    return reader.read(1, reader.newest_seq())
+
+
+def test_without_a_network_the_safe_action_is_applied(make: Callable[..., Actor]) -> None:
+    actor, plant = make(), None
+    plant = actor.plant
+    tick(actor, shown(1, action=None))
+    assert plant.applied == [(MANIFEST.safe_action, 0, None, 0)]  # type: ignore[attr-defined]  # the scripted one
+    assert (actor.ticks, actor.safe, actor.first_action_s) == (1, 1, None)
+    tick(actor, shown(2, action=MANIFEST.safe_action, reward=1.0))
+    assert records(actor).flags.tolist() == [SAFE]
+    assert records(actor).reward.tolist() == [1.0]
+
+
+def test_the_greedy_action_is_applied_and_counted_at_its_exit(make: Callable[..., Actor]) -> None:
+    actor = make()
+    give(actor, Stub([0.0, 5.0, 1.0, 0.0]), generation=3)
+    actor._heed(Budget(max_exit=1, train_steps_hz=0.0, teacher_bytes_per_s=0.0))
+    tick(actor, shown(1))
+    assert actor.plant.applied == [(1, 1, 0.5, 3)]  # type: ignore[attr-defined]  # the scripted one
+    assert actor.taken == [0, 1, 0]
+    assert actor.safe == 0
+    assert actor.first_action_s is not None
+    for silly in (-5, 99):
+        actor._heed(Budget(max_exit=silly, train_steps_hz=0.0, teacher_bytes_per_s=0.0))
+        tick(actor, shown(2))
+    assert actor.taken == [1, 1, 1]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_an_answer_that_is_not_finite_is_the_safe_action_and_is_logged_once(
+    make: Callable[..., Actor], bad: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    actor = make(policy__explore_frac=1.0)
+    give(actor, Stub([bad, 1.0, 2.0, 0.0]))
+    for seq in (1, 2, 3):
+        tick(actor, shown(seq))
+    assert {action for action, *_ in actor.plant.applied} == {MANIFEST.safe_action}  # type: ignore[attr-defined]  # as above
+    assert actor.faults == {"output-not-finite": 3}
+    assert (actor.safe, actor.taken) == (3, [0, 0, 0])
+    assert [r.levelname for r in caplog.records] == ["ERROR"]
+
+
+def test_a_runtime_that_breaks_while_it_acts_is_the_safe_action(make: Callable[..., Actor]) -> None:
+    class Broken(Stub):
+        def infer(self, obs: U8, threshold_logits: F32) -> Inference:
+            raise ArtifactError("cannot run")
+
+    actor = make()
+    give(actor, Broken([]))
+    tick(actor, shown(1))
+    assert actor.safe == 1
+
+
+def test_near_the_deadline_the_deepest_exit_that_fits_answers(make: Callable[..., Actor]) -> None:
+    actor, stub = make(policy__thresholds=[1.0, 1.0]), Stub([0.0, 1.0, 0.0, 0.0])
+    give(actor, stub)
+    actor.costs_s = [0.001, 0.2, 0.5]
+    tick(actor, shown(1), within_s=1.0)
+    assert actor.taken == [0, 0, 1]
+    assert "deadline-near" not in actor.faults
+    actor.costs_s = [0.001, 0.2, 0.5]
+    tick(actor, shown(2), within_s=0.4)
+    assert actor.taken == [0, 1, 1]
+    actor.costs_s = [0.001, 0.2, 0.5]
+    tick(actor, shown(3), within_s=0.1)
+    # Nothing fits: something must answer all the same, and the tick counts as missed.
+    actor.costs_s = [0.001, 0.2, 0.5]
+    tick(actor, shown(4), within_s=-1.0)
+    assert actor.taken == [2, 1, 1]
+    assert actor.faults["deadline-near"] == 3
+    assert actor.missed == 1
+
+
+def test_the_deadline_never_reaches_deeper_than_the_budget(make: Callable[..., Actor]) -> None:
+    actor, stub = make(policy__thresholds=[1.0, 1.0]), Stub([0.0, 1.0, 0.0, 0.0])
+    give(actor, stub)
+    actor._heed(Budget(max_exit=0, train_steps_hz=0.0, teacher_bytes_per_s=0.0))
+    actor.costs_s = [0.5, 0.0, 0.0]  # the only one allowed is too slow, the others would fit
+    tick(actor, shown(1), within_s=0.1)
+    assert actor.taken == [1, 0, 0]
+
+
+def test_exploration_replaces_the_action_and_says_so_in_the_record(make: Callable[..., Actor]) -> None:
+    actor = make(policy__explore_frac=1.0)
+    give(actor, Stub([9.0, 0.0, 0.0, 0.0]))
+    for seq in range(1, 42):
+        tick(actor, shown(seq))
+    found = records(actor)
+    assert (found.flags == EXPLORED).all()
+    assert set(found.action.tolist()) == {0, 1, 2}
+    assert actor.safe == 0
+
+
+def test_a_record_holds_what_came_of_its_action(make: Callable[..., Actor]) -> None:
+    actor = make()
+    give(actor, Stub([0.0, 1.0, 0.0, 0.0]))
+    tick(actor, shown(1, action=None))
+    tick(actor, shown(2, reward=1.5))
+    tick(actor, shown(3, reward=2.0, terminated=True, episode=2))
+    tick(actor, shown(4, reward=4.0, truncated=True, episode=3))
+    found = records(actor)
+    assert found.reward.tolist() == [1.5, 2.0, 4.0]
+    assert found.flags.tolist() == [0, TERMINATED, TRUNCATED]
+    assert found.episode.tolist() == [1, 1, 2]
+    assert found.obs[:, 0, 0, 0].tolist() == [1, 0, 1]
+    assert actor.episodes == 2
+    assert list(actor.returns) == [3.5, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("what", "following"),
+    [
+        ("missed", None),
+        ("another stream", shown(2, reward=7.0, stream=1)),
+        ("a world that was restarted", shown(2, reward=7.0, action=None)),
+    ],
+)
+def test_what_followed_unseen_is_truncated_and_brings_no_reward(
+    make: Callable[..., Actor], what: str, following: Observation | None
+) -> None:
+    actor = make()
+    give(actor, Stub([0.0, 1.0, 0.0, 0.0]))
+    tick(actor, shown(1, action=None))
+    tick(actor, following)
+    found = records(actor)
+    assert found.flags.tolist() == [TRUNCATED]
+    assert found.reward.tolist() == [0.0]
+    assert actor.episodes == 0
+    assert list(actor.returns) == []
+    tick(actor, shown(3, reward=1.0, terminated=True))
+    # What came before the gap belongs to no return that is told; after a missed observation there is no record at all.
+    assert len(records(actor)) == (1 if following is None else 2)
+
+
+def test_a_missed_observation_is_the_safe_action_and_a_fault_only_once_the_plant_was_met(
+    make: Callable[..., Actor],
+) -> None:
+    actor = make()
+    give(actor, Stub([0.0, 1.0, 0.0, 0.0]))
+    tick(actor, None)
+    assert actor.faults == {}
+    tick(actor, shown(1))
+    tick(actor, None)
+    assert actor.faults == {"observation-missing": 1}
+    assert [action for action, *_ in actor.plant.applied] == [0, 1, 0]  # type: ignore[attr-defined]  # the scripted one
+
+
+def test_a_late_decision_is_missed(make: Callable[..., Actor]) -> None:
+    actor = make()
+    give(actor, Stub([0.0, 1.0, 0.0, 0.0]))
+    tick(actor, shown(1), within_s=-0.5)
+    assert (actor.ticks, actor.missed) == (1, 1)
+
+
+class Told:
+    """Takes the place of the line to the supervisor."""
+
+    lost_s = None
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+
+    def send(self, told: Any, *, keep: bool = False) -> bool:
+        self.told.append(told)
+        return True
+
+
+def swapped(actor: Actor) -> list[Swapped]:
+    return [told for told in actor.parent.told if isinstance(told, Swapped)]  # type: ignore[attr-defined]  # `Told`
+
+
+def load(actor: Actor, swap: Swap, until: Callable[..., None]) -> None:
+    """Let the real loader prepare it, and swap."""
+    if not actor.loader.is_alive():
+        actor.loader.start()
+    actor._heed(swap)
+    until(lambda: actor.loader.done.qsize(), "the loader")
+    actor._swap_if_ready()
+
+
+def test_a_sound_network_takes_over_between_two_ticks(
+    make: Callable[..., Actor], until: Callable[..., None], tmp_path: Path
+) -> None:
+    actor, former = make(), Stub([0.0, 1.0, 0.0, 0.0])
+    actor.parent = Told()  # type: ignore[assignment]  # what it needs of one
+    give(actor, former)
+    tick(actor, shown(1))
+    path = tmp_path / "new.edgert"
+    manifest = msgspec.structs.replace(MANIFEST, thresholds=(0.25, 0.75))
+    path.write_bytes(bundle.write(manifest, bundle.read(DATA).members))
+    load(actor, Swap(5, str(path), hashlib.sha256(path.read_bytes()).hexdigest()), until)
+    assert former.closed
+    assert actor.generation == 5
+    assert actor.thresholds == [0.25, 0.75]
+    assert actor._logits.tolist() == pytest.approx([-1.0986, 1.0986], abs=1e-4)
+    (told,) = swapped(actor)
+    assert (told.generation, told.ok, told.why, told.tick, told.missed) == (5, True, "", 1, 0)
+    tick(actor, shown(2))
+    assert actor.safe == 0
+    assert actor.plant.applied[-1][3] == 5  # type: ignore[attr-defined]  # the scripted one
+
+
+@pytest.mark.parametrize(
+    ("data", "sha256", "words"),
+    [
+        (b"junk", "", "ArtifactError: bundle: not a readable ZIP"),
+        (DATA, "0" * 64, "ArtifactError: .*sha256 differs"),
+        (None, "", "FileNotFoundError"),
+        ((BUNDLE.parent / "space_invaders.edgert").read_bytes(), "", "another observation or action schema"),
+    ],
+)
+def test_a_refused_network_leaves_the_former_one(
+    make: Callable[..., Actor],
+    until: Callable[..., None],
+    tmp_path: Path,
+    data: bytes | None,
+    sha256: str,
+    words: str,
+) -> None:
+    import re
+
+    actor, former = make(), Stub([0.0, 1.0, 0.0, 0.0])
+    actor.parent = Told()  # type: ignore[assignment]  # what it needs of one
+    give(actor, former, generation=2)
+    actor.parent.told.clear()
+    path = tmp_path / "new.edgert"
+    if data is not None:
+        path.write_bytes(data)
+    load(actor, Swap(5, str(path), sha256), until)
+    (told,) = swapped(actor)
+    assert not told.ok
+    assert re.search(words, told.why)
+    assert actor.faults == {"policy-refused": 1}
+    assert actor.runtime is former
+    assert not former.closed
+    tick(actor, shown(1))
+    assert actor.plant.applied == [(1, 2, 0.5, 2)]  # type: ignore[attr-defined]  # the scripted one
+
+
+def test_a_starting_actor_whose_last_network_is_refused_acts_with_the_installed_one(
+    make: Callable[..., Actor], until: Callable[..., None], tmp_path: Path
+) -> None:
+    actor = make()
+    actor.parent = Told()  # type: ignore[assignment]  # what it needs of one
+    path = tmp_path / "gen.edgert"
+    path.write_bytes((BUNDLE.parent / "space_invaders.edgert").read_bytes())
+    load(actor, Swap(4, str(path), ""), until)
+    until(lambda: actor.loader.done.qsize(), "the installed network")
+    actor._swap_if_ready()
+    assert actor.runtime is not None
+    assert actor.generation == 0
+    assert [told.ok for told in swapped(actor)] == [False]
+
+
+def test_an_installed_network_that_is_refused_is_an_event_and_not_tried_again(
+    make: Callable[..., Actor], until: Callable[..., None], tmp_path: Path
+) -> None:
+    path = tmp_path / "installed.edgert"
+    path.write_bytes(b"junk")
+    actor = make()
+    actor.parent = Told()  # type: ignore[assignment]  # what it needs of one
+    load(actor, Swap(0, str(path), ""), until)
+    (told,) = actor.parent.told
+    assert isinstance(told, Happened)
+    assert told.name == "policy-refused"
+    assert actor.loader.done.empty()
+    assert actor.loader._todo.empty()
+
+
+def test_acting_network_is_the_noted_one_while_its_note_and_its_file_are_sound(
+    configured: Callable[..., config.Config], caplog: pytest.LogCaptureFixture
+) -> None:
+    conf = configured()
+    layout, installed = Layout(conf), Swap(0, str(BUNDLE), "")
+    assert program.acting_network(conf, layout) == installed
+    assert not caplog.records
+    path = layout.policies / "gen-00000003.edgert"
+    path.write_bytes(DATA)
+    note = Swap(3, str(path), hashlib.sha256(DATA).hexdigest())
+    layout.acting.write_bytes(msgspec.json.encode(note))
+    assert program.acting_network(conf, layout) == note
+    path.write_bytes(DATA[:-1])
+    assert program.acting_network(conf, layout) == installed
+    assert "sha256 differs" in caplog.text
+    for torn in (b"", b'{"t":"swap","gen', b"[]", b'{"t":"stop"}', b"\xff\xfe"):
+        caplog.clear()
+        layout.acting.write_bytes(torn)
+        assert program.acting_network(conf, layout) == installed
+        assert len(caplog.records) == 1
+    layout.acting.write_bytes(msgspec.json.encode(note))
+    path.unlink()
+    caplog.clear()
+    assert program.acting_network(conf, layout) == installed
+    assert "is gone" in caplog.text
+
+
+def test_a_ring_of_another_kind_is_begun_anew_and_that_is_said(
+    make: Callable[..., Actor], configured: Callable[..., config.Config], caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = "ring-begun-anew"
+    first = make()
+    assert not first.parent._kept
+    first.ring.close()
+    again = make()
+    assert not again.parent._kept, "the same ring was taken up again"
+    again.ring.close()
+    other = make(learn__ring_transitions=200)
+    (told,) = other.parent._kept
+    assert isinstance(told, Happened)
+    assert told.name == kept
+    assert "begins anew" in caplog.text
+
+
+class Supervisor:
+    """The other end of the control socket."""
+
+    def __init__(self, path: Path) -> None:
+        self.listener = ipc.listen(path)
+        self.channel: ipc.Channel | None = None
+        self.heard: list[Any] = []
+
+    def look(self) -> list[Any]:
+        self.channel = self.channel or ipc.accept(self.listener)
+        if self.channel is not None:
+            self.heard += self.channel.receive()
+        return self.heard
+
+    def close(self) -> None:
+        self.listener.close()
+        if self.channel is not None:
+            self.channel.close()
+
+
+class Asked:
+    """Takes the place of `Stopping`, whose handlers only a main thread may set."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __bool__(self) -> bool:
+        return self.asked
+
+
+def test_the_loop_acts_reports_and_leaves_the_plant_in_the_safe_action(
+    make: Callable[..., Actor], folder: Path, until: Callable[..., None]
+) -> None:
+    supervisor = Supervisor(folder / "control.sock")
+    plant, stopping = Plant(), Asked()
+    plant.shows = [shown(seq) for seq in range(1, 10_000)]
+    actor = make(plant)
+    codes: list[int] = []
+    thread = threading.Thread(
+        daemon=True,
+        target=lambda: codes.append(actor.run(Swap(0, str(BUNDLE), ""), stopping)),  # type: ignore[arg-type]  # `Asked`
+    )
+    thread.start()
+    try:
+        until(lambda: [t for t in supervisor.look() if isinstance(t, ActorReport) and t.first_action_s], "a report")
+        assert isinstance(supervisor.heard[0], Hello)
+    finally:
+        stopping.asked = True
+        thread.join(10)
+    supervisor.close()
+    assert codes == [0]
+    assert plant.closed
+    assert plant.applied[-1][:3] == (MANIFEST.safe_action, 0, None)
+    assert any(confidence is not None for _, _, confidence, _ in plant.applied)
+    # A plant in lockstep takes an action only after it was looked at.
+    assert plant.calls[-2:] == ["observe", "apply"]
+
+
+def test_a_world_in_lockstep_gets_the_last_safe_action_too(
+    make: Callable[..., Actor], folder: Path, until: Callable[..., None]
+) -> None:
+    listener, told, stopping, ended = ipc.listen(folder / "world.sock"), [], Asked(), threading.Event()
+
+    def world() -> None:
+        channel, seq = None, 1
+        while not ended.wait(0.002):
+            if channel is None:
+                channel = ipc.accept(listener)
+                actions: list[Any] = [None] if channel is not None else []
+            else:
+                actions = [message["action"] for message in channel.receive_maps()]
+            for action in actions:
+                told.append(action)
+                frame = {"obs": bytes(SHAPE[0] * SHAPE[1] * SHAPE[2]), "shape": list(SHAPE), "dtype": "uint8"}
+                outcome = {"reward": 0.0, "terminated": False, "truncated": False, "episode": 1, "world": 1}
+                if channel is not None:
+                    channel.send_map({**frame, **outcome, "seq": seq, "action": action})
+                seq += 1
+        if channel is not None:
+            channel.close()
+
+    server = threading.Thread(target=world, daemon=True)
+    server.start()
+    actor = make(SimulatedPlant(folder / "world.sock", SHAPE))
+
+    class Certain(Stub):
+        """Anything but the safe action."""
+
+    give(actor, Certain([0.0, 0.0, 5.0, 0.0]))
+    loop = threading.Thread(
+        daemon=True,
+        target=lambda: actor.run(Swap(1, "/nowhere", ""), stopping),  # type: ignore[arg-type]  # `Asked`
+    )
+    loop.start()
+    try:
+        until(lambda: told.count(2) > 5, "actions of the policy")
+    finally:
+        stopping.asked = True
+        loop.join(10)
+    until(lambda: told[-1] == MANIFEST.safe_action, "the safe action")
+    ended.set()
+    server.join(10)
+    listener.close()
+
+
+def test_without_a_supervisor_for_too_long_the_actor_leaves(
+    make: Callable[..., Actor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "ORPHAN_S", 0.1)
+    plant = Plant()
+    actor = make(plant)
+    assert actor.run(Swap(0, str(BUNDLE), ""), Asked()) == 75  # type: ignore[arg-type]  # `Asked`
+    assert plant.applied[-1][0] == MANIFEST.safe_action

@@ -1,0 +1,268 @@
+"""The shell of the supervisor, one effect at a time: nothing is started but what a test starts."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cbor2
+import msgspec
+import pytest
+
+from edgert import bus, config
+from edgert.errors import ArtifactError, ConfigError, StoreError
+from edgert.ports import ipc
+from edgert.ports.process import Layout
+from edgert.programs import supervisor as program
+from edgert.programs.supervisor import Supervisor
+from edgert.values import Happened, Hello, StatusReply, StatusRequest, Stop, Swap
+
+HOUSE = Path(__file__).parents[2]
+BUNDLE = HOUSE / "models" / "breakout.edgert"
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    made = Path(tempfile.mkdtemp(prefix="edgert-", dir="/tmp"))
+    yield made
+    shutil.rmtree(made)
+
+
+@pytest.fixture
+def written(folder: Path) -> Callable[..., Path]:
+    def write(**changes: object) -> Path:
+        base = {
+            "device.id": "d",
+            "device.state_dir": str(folder / "state"),
+            "device.run_dir": str(folder / "run"),
+            "policy.bundle": str(BUNDLE),
+            "broker.url": "mqtt://127.0.0.1:1",
+        }
+        named = {key.replace("__", "."): value for key, value in changes.items()}
+        (folder / "edgert.toml").write_text(config.commented_default({**base, **named}))
+        return folder / "edgert.toml"
+
+    return write
+
+
+@pytest.fixture
+def make(written: Callable[..., Path]) -> Iterator[Callable[..., Supervisor]]:
+    made: list[Supervisor] = []
+
+    def open_one(**changes: object) -> Supervisor:
+        path = written(**changes)
+        conf = config.parse(path.read_text(), str(path))
+        layout = Layout(conf)
+        layout.make()
+        made.append(Supervisor(conf, path, layout))
+        return made[-1]
+
+    yield open_one
+    for each in made:
+        each.mqtt.close()
+        each.spool.close()
+        each.listener.close()
+        each.selector.close()
+        for channel in each.channels:
+            channel.close()
+        for pidfd in each.watched:
+            os.close(pidfd)
+
+
+def events(supervisor: Supervisor) -> list[tuple[str, dict[str, Any]]]:
+    found = [cbor2.loads(payload) for _, payload in supervisor.spool.peek(0, 1000)]
+    return [(event["name"], event["detail"]) for event in found]
+
+
+def full(*_: object, **__: object) -> None:
+    raise StoreError("the disk is full")
+
+
+def test_what_a_user_got_wrong_is_said_before_anything_is_opened(make: Callable[..., Supervisor], folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"policy\.thresholds has 3 numbers; .* has 2 exits that take one"):
+        make(policy__thresholds=[0.1, 0.2, 0.3])
+    with pytest.raises(ConfigError, match="cannot be read"):
+        make(policy__bundle=str(folder / "gone.edgert"))
+    (folder / "junk.edgert").write_bytes(b"junk")
+    with pytest.raises(ArtifactError, match=r"junk\.edgert: bundle: not a readable ZIP"):
+        make(policy__bundle=str(folder / "junk.edgert"))
+
+
+@pytest.mark.parametrize(
+    ("say", "code"),
+    [({"policy__bundle": "/nowhere.edgert"}, 78), ({"device__state_dir": "/proc/state"}, 78)],
+)
+def test_such_a_start_ends_with_78(
+    written: Callable[..., Path], say: dict[str, object], code: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    former = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        assert program.main(["--config", str(written(**say))]) == code
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+    assert len([r for r in caplog.records if r.levelname == "ERROR"]) == 1
+
+
+def test_which_network_acts_is_noted_and_found_again(make: Callable[..., Supervisor], folder: Path) -> None:
+    first = make()
+    network = first.layout.policies / "gen-00000002.edgert"
+    network.write_bytes(BUNDLE.read_bytes())
+    swap = Swap(2, str(network), program.bundles.hashlib.sha256(BUNDLE.read_bytes()).hexdigest())
+    first._perform(bus.Commit(swap))
+    assert events(first) == []
+    first.spool.close()
+    first.listener.close()
+    again = make()
+    assert again.world.acting == swap
+    again.spool.close()
+    again.listener.close()
+    first.layout.acting.write_bytes(msgspec.json.encode(swap)[:-9])
+    torn = make()
+    assert torn.world.acting is None
+    assert [name for name, _ in events(torn)] == ["acting-broken"]
+
+
+def test_a_note_that_could_not_be_written_is_an_event(
+    make: Callable[..., Supervisor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supervisor = make()
+    monkeypatch.setattr(program, "write_atomic", full)
+    supervisor._perform(bus.Commit(Swap(2, "/x", "")))
+    assert events(supervisor) == [("acting-not-noted", {"why": "the disk is full"})]
+
+
+def test_a_store_that_takes_and_gives_nothing_costs_events_and_nothing_else(
+    make: Callable[..., Supervisor], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    supervisor = make()
+    supervisor._perform(bus.Record("kept", {}))
+    assert list(supervisor.inputs) == [bus.Stored(1, 1)]
+    supervisor.inputs.clear()
+    with monkeypatch.context() as broken:
+        for method in ("append", "acknowledge", "peek"):
+            broken.setattr(supervisor.spool, method, full)
+        supervisor._perform(bus.Record("lost", {}))
+        supervisor._perform(bus.ForgetEvents(1))
+        assert not supervisor.inputs
+        supervisor._perform(bus.SendEvents(0, 1, 1))
+        assert list(supervisor.inputs) == [bus.Refused(1)]
+    told = supervisor._own_cost()["store_faults"]
+    assert told == {"event-lost": 1, "events-not-forgotten": 1, "events-not-read": 1}
+    assert "event-lost: lost: the disk is full" in caplog.text
+    supervisor.inputs.clear()
+    supervisor._perform(bus.ForgetEvents(1))
+    assert list(supervisor.inputs) == [bus.Stored(2, 1)]
+
+
+def test_without_a_link_events_are_refused_from_the_first_on(make: Callable[..., Supervisor]) -> None:
+    supervisor = make()
+    for name in ("one", "two"):
+        supervisor._perform(bus.Record(name, {}))
+    supervisor.inputs.clear()
+    supervisor._perform(bus.SendEvents(0, 2, 1))
+    assert list(supervisor.inputs) == [bus.Refused(1)]
+
+
+def listen(supervisor: Supervisor) -> None:
+    """One turn of the loop, without its clock."""
+    for key, _ in supervisor.selector.select(0.05):
+        supervisor._hear(key.fileobj)
+
+
+def test_a_child_is_heard_after_its_hello_and_a_client_may_only_ask(
+    make: Callable[..., Supervisor], until: Callable[..., None]
+) -> None:
+    supervisor = make()
+    child, client = (ipc.connect(supervisor.layout.control) for _ in range(2))
+    assert child is not None
+    assert client is not None
+    for channel in (child, client):
+        channel.send(Happened("too-early", {}))
+    child.send(Hello("actor", 4711))
+    child.send(Happened("said", {}))
+    client.send(Hello("client", 1))
+    client.send(Happened("forged", {}))
+    client.send(StatusRequest())
+    answers: list[Any] = []
+    until(lambda: listen(supervisor) or answers.extend(client.receive()) or answers, "an answer")
+    until(lambda: listen(supervisor) or len(supervisor.inputs) >= 2, "the child")
+    assert isinstance(answers[0], StatusReply)
+    assert answers[0].status["device"] == "d"
+    heard = [each for each in supervisor.inputs if not isinstance(each, bus.Connected)]
+    assert heard == [bus.Heard("actor", Happened("said", {}))]
+    supervisor._perform(bus.Tell("actor", Stop()))
+    until(lambda: child.receive() == [Stop()], "what only the actor is told")
+    assert client.receive() == []
+    child.close()
+    until(lambda: listen(supervisor) or len(supervisor.channels) == 1, "its leaving")
+    client.close()
+    until(lambda: listen(supervisor) or not supervisor.channels, "the other's")
+
+
+STUBBORN = (
+    "import signal, sys, time; from edgert.ports import ipc;"
+    "ipc.single_instance(sys.argv[1]);"
+    "signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(600)"
+)
+
+
+@pytest.fixture
+def stubborn(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Holds the trainer's lock and does not heed SIGTERM."""
+    (folder / "run").mkdir()
+    child = subprocess.Popen(
+        [sys.executable, "-c", STUBBORN, str(folder / "run" / "trainer.lock")], stdout=subprocess.PIPE, cwd=HOUSE
+    )
+    assert child.stdout is not None
+    child.stdout.readline()
+    yield child
+    child.kill()
+    child.wait()
+    child.stdout.close()
+
+
+def test_a_child_that_outlived_a_predecessor_is_adopted_and_its_end_noticed(
+    make: Callable[..., Supervisor], stubborn: subprocess.Popen[bytes], until: Callable[..., None]
+) -> None:
+    supervisor = make()
+    assert supervisor.world.children["trainer"].pid == stubborn.pid
+    assert supervisor.world.children["actor"].pid is None
+    stubborn.kill()
+    until(lambda: listen(supervisor) or supervisor.inputs, "its end")
+    assert list(supervisor.inputs) == [bus.Exited("trainer", stubborn.pid, None)]
+    assert not supervisor.watched
+
+
+def test_a_stop_ends_with_sigkill_for_whom_nothing_else_helps(
+    make: Callable[..., Supervisor], stubborn: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("STOP_S", "TERM_S"):
+        monkeypatch.setattr(program, name, 0.1)
+    supervisor = make()
+    assert supervisor._stop() == 0
+    assert stubborn.wait(5) == -signal.SIGKILL
+    assert not supervisor.watched
+
+
+def test_what_cannot_be_started_is_an_event_and_tried_again(
+    make: Callable[..., Supervisor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supervisor = make()
+    monkeypatch.setattr(program.sys, "executable", "/nowhere/python")
+    supervisor._perform(bus.Start("actor"))
+    assert [name for name, _ in events(supervisor)] == ["start-failed"]
+    assert list(supervisor.inputs)[-2:] == [bus.Spawned("actor", 0), bus.Exited("actor", 0, None)]
+
+
+def test_killing_who_is_gone_is_no_fault(make: Callable[..., Supervisor]) -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    make()._perform(bus.Kill("actor", child.pid))
