@@ -34,7 +34,7 @@ from tools.train import commit
 RESULTS = Path(__file__).parent / "results"
 ARMS = ("taught", "alone")
 STEP_SIZES = {
-    # From single trial runs at 2.5e-4, 5e-4 and 1e-3; the baseline is given its best, the taught arm does well with any.
+    # From one trial run each at 2.5e-4, 5e-4 and 1e-3: the baseline is given its best.
     "breakout": {"taught": 5e-4, "alone": 2.5e-4},
     "space_invaders": {"taught": 5e-4, "alone": 1e-3},
 }
