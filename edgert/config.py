@@ -149,7 +149,7 @@ class Teacher(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         enabled: Ask teachers at all.
-        task: Task under which teachers listen, a segment of their topics; empty means the bundle's name.
+        task: Task under which teachers listen, a segment of their topics; empty means the bundle's.
         batch: Observations in one question.
         max_bytes_per_s: Bytes a second, both ways, while nothing is scarce; [govern] lowers it.
         timeout_s: Seconds after which a question without an answer is given up.

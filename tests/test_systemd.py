@@ -35,7 +35,7 @@ def seconds(unit: Path, key: str) -> float:
 @needs_systemd
 @named
 def test_systemd_finds_nothing_to_complain_about(unit: Path, tmp_path: Path) -> None:
-    # The program is not installed here, which would be a complaint too. Of a wrong value stderr speaks, not the exit code.
+    # The program is not installed here, a complaint too. A wrong value is one on stderr, with exit code 0.
     copy = tmp_path / unit.name
     copy.write_text(unit.read_text().replace("/opt/edgert/bin/edgert", "/bin/true"))
     told = subprocess.run(["systemd-analyze", "verify", copy], capture_output=True, text=True, check=False)

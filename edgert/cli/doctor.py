@@ -251,9 +251,15 @@ def _sensors(config: Config) -> Finding:
         "power": screen.number(readings.power_w.value, " W"),
     }
     found = f"{board.name}: " + ", ".join(f"{name} {value}" for name, value in figures.items())
-    silent = [name for name in ("CPU load", "temperature", "battery") if figures[name] == "-"]
+    # What `govern.estimate` makes of a sensor that never gave a value.
+    meanings = {
+        "CPU load": "no CPU load is known, so training is not slowed for it",
+        "temperature": "no temperature is known, so no heat limit holds",
+        "battery": "the battery's charge is not known, so it is judged as empty: no training, first exit only",
+    }
+    silent = [meaning for name, meaning in meanings.items() if figures[name] == "-"]
     if silent:
-        words = f"{' and '.join(silent)} unknown, and unknown is judged as the worst: training stops or slows"
+        words = "; ".join(silent)
         return Finding("sensors", "warn", f"{found}; {words}", "see [board] and [battery] in the configuration")
     return Finding("sensors", "ok", found)
 

@@ -5,19 +5,23 @@ Numpy-free: the supervisor uses it too.
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import hashlib
+import logging
 import os
 import random
 import signal
+import sys
 import time
 from collections import deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 
 from edgert.config import Config, parse
-from edgert.errors import ConfigError
+from edgert.errors import ArtifactError, ConfigError, EdgertError, UsageError
 from edgert.ports import ipc
 from edgert.values import Hello, Role, Swap, Told
 
@@ -218,3 +222,55 @@ class Stopping:
     def __bool__(self) -> bool:
         """Has anybody asked us to stop?"""
         return self.asked
+
+
+def run_program(name: str, body: Callable[[], int]) -> int:
+    """Run a program to its end, with a log that says whose it is, and turn what ended it into an exit code.
+
+    Args:
+        name: of the program, for the log.
+        body: the program; returns its own exit code.
+
+    Returns:
+        `body`'s; 78 when the user must mend something before another start can help, 1 for any other known error. What
+        is not an `EdgertError` or an `OSError` is a bug, and its traceback is shown.
+    """
+    logging.basicConfig(level=logging.INFO, format=f"%(levelname)s {name}: %(message)s")
+    log = logging.getLogger(f"edgert.{name}")
+    try:
+        return body()
+    except (ConfigError, ArtifactError, UsageError) as error:
+        log.error("%s", error)
+        return 78
+    except (EdgertError, OSError) as error:
+        log.error("%s: %s", type(error).__name__, error)
+        return 1
+
+
+def run_role(
+    role: str, prog: str, argv: Sequence[str] | None, body: Callable[[Config, Path, Layout, Stopping], int]
+) -> int:
+    """Run one process of a device: read its configuration, make its folders, take its lock, then `body`.
+
+    Args:
+        role: whose lock to take; also the name in the log.
+        prog: name of the program in its usage line.
+        argv: without the program's name; sys.argv when None.
+        body: (configuration, its path, layout, stopping) -> exit code.
+
+    Returns:
+        As `run_program`.
+    """
+    parser = argparse.ArgumentParser(prog=prog)
+    parser.add_argument("--config", type=Path, required=True)
+    args = parser.parse_args(sys.argv[1:] if argv is None else argv)
+    stopping = Stopping()
+
+    def run() -> int:
+        config = load_config(args.config)
+        layout = Layout(config)
+        layout.make()
+        ipc.single_instance(layout.lock(role))
+        return body(config, args.config, layout, stopping)
+
+    return run_program(role, run)

@@ -13,7 +13,6 @@ os.environ.setdefault(
     "OPENBLAS_NUM_THREADS", "1"
 )  # before numpy: a second BLAS thread would only fight the trainer for the core
 
-import argparse
 import gc
 import hashlib
 import logging
@@ -29,18 +28,17 @@ import numpy as np
 
 from edgert.bundle import Manifest, read, schema_hash
 from edgert.config import Config
-from edgert.errors import ArtifactError, ConfigError, EdgertError, UsageError
+from edgert.errors import ArtifactError, EdgertError
 from edgert.nets import F32, U8
 from edgert.policy import artifact, exits
-from edgert.ports import ipc
 from edgert.ports.plant import Observation, Plant
 from edgert.ports.process import (
     Layout,
     Parent,
     Stopping,
-    load_config,
     noted_network,
     read_bundle,
+    run_role,
     started_monotonic_s,
     usage,
 )
@@ -395,28 +393,16 @@ def open_plant(config: Config, layout: Layout, manifest: Manifest) -> Plant:
     return LocalPlant(layout.policy, manifest.observation.shape, manifest.action.n)
 
 
+def _run(config: Config, config_path: Path, layout: Layout, stopping: Stopping) -> int:
+    manifest = read(read_bundle(config)).manifest
+    sys.setswitchinterval(0.001)  # the loader may hold the interpreter no longer than this against the loop
+    actor = Actor(config, layout, manifest, open_plant(config, layout, manifest))
+    return actor.run(acting_network(config, layout), stopping)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one actor; the supervisor starts it."""
-    parser = argparse.ArgumentParser(prog="edgert-actor")
-    parser.add_argument("--config", type=Path, required=True)
-    args = parser.parse_args(sys.argv[1:] if argv is None else argv)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s actor: %(message)s")
-    stopping = Stopping()
-    try:
-        config = load_config(args.config)
-        layout = Layout(config)
-        layout.make()
-        ipc.single_instance(layout.lock("actor"))
-        manifest = read(read_bundle(config)).manifest
-        sys.setswitchinterval(0.001)  # the loader may hold the interpreter no longer than this against the loop
-        actor = Actor(config, layout, manifest, open_plant(config, layout, manifest))
-        return actor.run(acting_network(config, layout), stopping)
-    except (ConfigError, ArtifactError, UsageError) as error:
-        log.error("%s", error)
-        return 78
-    except (EdgertError, OSError) as error:
-        log.error("%s: %s", type(error).__name__, error)
-        return 1
+    return run_role("actor", "edgert-actor", argv, _run)
 
 
 if __name__ == "__main__":

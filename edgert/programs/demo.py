@@ -145,7 +145,8 @@ def summarise(
     samples = list(history.samples)
     acted = [s for s in samples if sum(s.exits)]
     decided = grown([sum(s.exits) for s in acted])
-    ticks, missed = grown([s.ticks for s in acted]), grown([s.missed for s in acted])
+    # From the very first tick on: those missed while the policy was still loading are missed too.
+    ticks, missed = grown([0, *(s.ticks for s in samples)]), grown([0, *(s.missed for s in samples)])
     elapsed_s = acted[-1].reported_s - acted[0].reported_s if acted else 0.0
     values = [value for _, value in history.returns]
     third = max(1, len(values) // 3)

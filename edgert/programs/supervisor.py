@@ -6,7 +6,6 @@ and trainer go on without it, its successor finds them by their hello, and what 
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import selectors
@@ -23,13 +22,13 @@ import msgspec
 from edgert import __version__, bus, control, wire
 from edgert import bundle as bundles
 from edgert.config import Config
-from edgert.errors import ArtifactError, ConfigError, EdgertError, LinkError, StoreError, UsageError
+from edgert.errors import ArtifactError, ConfigError, LinkError, StoreError
 from edgert.ports import ipc
 from edgert.ports.board import Board, open_board
 from edgert.ports.link import LinkDown, LinkUp, Received, parse_url
 from edgert.ports.mqtt import Mqtt
 from edgert.ports.notify import Notifier
-from edgert.ports.process import Layout, Stopping, load_config, lock_holder, noted_network, read_bundle, usage
+from edgert.ports.process import Layout, Stopping, lock_holder, noted_network, read_bundle, run_role, usage
 from edgert.ports.spool import Spool
 from edgert.ports.store import write_atomic
 from edgert.values import Hello, Reading, Role, StatusReply, StatusRequest, Stop
@@ -377,25 +376,13 @@ class Supervisor:
                 self._hear(key.fileobj)
 
 
+def _run(config: Config, config_path: Path, layout: Layout, stopping: Stopping) -> int:
+    return Supervisor(config, config_path, layout).run(stopping)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one device."""
-    parser = argparse.ArgumentParser(prog="edgert run")
-    parser.add_argument("--config", type=Path, required=True)
-    args = parser.parse_args(sys.argv[1:] if argv is None else argv)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s supervisor: %(message)s")
-    stopping = Stopping()
-    try:
-        config = load_config(args.config)
-        layout = Layout(config)
-        layout.make()
-        ipc.single_instance(layout.lock("supervisor"))
-        return Supervisor(config, args.config, layout).run(stopping)
-    except (ConfigError, ArtifactError, UsageError) as error:
-        log.error("%s", error)
-        return 78
-    except (EdgertError, OSError) as error:
-        log.error("%s: %s", type(error).__name__, error)
-        return 1
+    return run_role("supervisor", "edgert run", argv, _run)
 
 
 if __name__ == "__main__":

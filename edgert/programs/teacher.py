@@ -30,13 +30,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edgert import wire
-from edgert.errors import ArtifactError, ConfigError, EdgertError, MessageError, StoreError
+from edgert.errors import ConfigError, MessageError, StoreError
 from edgert.knowledge.codec import CODEC_FRAMES_ZSTD
 from edgert.knowledge.teaching import TeacherCache, answer_all
 from edgert.nets import F32, U8, forward
 from edgert.policy import artifact
 from edgert.ports.mqtt import LinkDown, LinkUp, Mqtt, Published, Received
-from edgert.ports.process import Stopping, usage
+from edgert.ports.process import Stopping, run_program, usage
 from edgert.ports.store import write_atomic
 
 ANSWER_EXPIRY_S = 30
@@ -338,15 +338,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--name", "--id", dest="name", default=_own_name(), help="of this replica (host and process)")
     parser.add_argument("--status-file", type=Path, help="where to write a status document once a second")
     args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s teacher: %(message)s")
-    try:
-        return run(args)
-    except (ConfigError, ArtifactError) as error:
-        log.error("%s", error)
-        return 78
-    except (EdgertError, OSError) as error:
-        log.error("%s: %s", type(error).__name__, error)
-        return 1
+    return run_program("teacher", lambda: run(args))
 
 
 if __name__ == "__main__":

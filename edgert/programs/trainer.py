@@ -12,10 +12,8 @@ import os
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: the trainer must never take a second core
 
-import argparse
 import hashlib
 import logging
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +23,7 @@ import numpy as np
 from edgert import quant, wire
 from edgert.bundle import schema_hash
 from edgert.config import Config
-from edgert.errors import ArtifactError, ConfigError, EdgertError, MessageError, StoreError, UsageError
+from edgert.errors import ArtifactError, MessageError, StoreError, UsageError
 from edgert.knowledge import codec
 from edgert.knowledge.student import Student
 from edgert.learn.accept import Evidence, Limits, Verdict, judge
@@ -34,8 +32,7 @@ from edgert.learn.dqn import Batch, Hyper, Learner, td_targets
 from edgert.learn.replay import Replay
 from edgert.nets import F32, U8, forward
 from edgert.policy import artifact, exits
-from edgert.ports import ipc
-from edgert.ports.process import Layout, Parent, Stopping, load_config, noted_network, read_bundle, usage
+from edgert.ports.process import Layout, Parent, Stopping, noted_network, read_bundle, run_role, usage
 from edgert.ports.ring import TERMINATED, TRUNCATED, RingReader
 from edgert.ports.store import Generations, write_atomic
 from edgert.values import Answer, Ask, Budget, Candidate, Stop, Told, TrainerReport
@@ -420,31 +417,19 @@ def be_humble() -> None:
         log.info("oom_score_adj stays as it is: %s", error)
 
 
+def _run(config: Config, config_path: Path, layout: Layout, stopping: Stopping) -> int:
+    be_humble()
+    policy = artifact.load(read_bundle(config))
+    seed = int.from_bytes(hashlib.sha256(config.device.id.encode()).digest()[:4], "big")
+    trainer = Trainer(config, layout, policy, seed=seed)
+    trainer.parent.receive()  # a hello before the long reading: who says none for too long counts as hung
+    trainer.resume()
+    return trainer.run(stopping)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one trainer; the supervisor starts it."""
-    parser = argparse.ArgumentParser(prog="edgert-trainer")
-    parser.add_argument("--config", type=Path, required=True)
-    args = parser.parse_args(sys.argv[1:] if argv is None else argv)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s trainer: %(message)s")
-    stopping = Stopping()
-    try:
-        config = load_config(args.config)
-        layout = Layout(config)
-        layout.make()
-        ipc.single_instance(layout.lock("trainer"))
-        be_humble()
-        policy = artifact.load(read_bundle(config))
-        seed = int.from_bytes(hashlib.sha256(config.device.id.encode()).digest()[:4], "big")
-        trainer = Trainer(config, layout, policy, seed=seed)
-        trainer.parent.receive()  # a hello before the long reading: who says none for too long counts as hung
-        trainer.resume()
-        return trainer.run(stopping)
-    except (ConfigError, ArtifactError, UsageError) as error:
-        log.error("%s", error)
-        return 78
-    except (EdgertError, OSError) as error:
-        log.error("%s: %s", type(error).__name__, error)
-        return 1
+    return run_role("trainer", "edgert-trainer", argv, _run)
 
 
 if __name__ == "__main__":

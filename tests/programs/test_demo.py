@@ -129,7 +129,7 @@ def test_the_rate_counts_from_the_first_decision_and_over_a_restart_of_the_actor
     totals = summary(history, tmp_path / "events.db")["totals"]
     assert totals["elapsed_s"] == pytest.approx(14.0)
     assert totals["decisions_hz"] == pytest.approx((180 + 100) / 14)
-    assert (totals["ticks"], totals["missed"]) == (280, 0)
+    assert (totals["ticks"], totals["missed"]) == (300, 3)
     assert totals["steps"] == 150
     assert totals["ask_bytes"] == 1500
     assert totals["episodes"] == 15  # one a second, none in second 0

@@ -1,11 +1,15 @@
 """The onnxruntime runtime: the only file that imports onnxruntime.
 
 Inputs and outputs are bound once to numpy memory (`OrtValue.ortvalue_from_numpy` is backed by the array's own buffer
-on the CPU), so a
-call copies the observation in, runs, and copies the head out: about 2 us less than `session.run` with a dictionary.
+on the CPU), so a call copies the observation in, runs, and copies the head out: about 2 us less than `session.run`
+with a dictionary.
 """
 
 from __future__ import annotations
+
+import os
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before the import: a board reports to its owner and nobody else
 
 from typing import Any
 
