@@ -55,5 +55,5 @@ make_venv() { # make_venv PYTHON: .venv with that Python, unless it is there
 }
 
 what_is_installed() { # a name for everything that an installation depends on
-  cat pyproject.toml setup.py edgert/kernels/_kernels.c 2>/dev/null | sha256sum
+  cat pyproject.toml tools/build_kernels.py edgert/kernels/_kernels.c 2>/dev/null | sha256sum
 }

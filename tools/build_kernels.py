@@ -1,17 +1,16 @@
-"""Builds the one C file of edgert where a compiler works; everything else is in pyproject.toml."""
+"""How the one C file of edgert is built where a compiler works; pyproject.toml names these two classes."""
 
 from __future__ import annotations
 
 import sys
 import sysconfig
 
-from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import BaseError, CCompilerError
 
-# A free-threaded Python has no limited API.
 LIMITED = not sysconfig.get_config_var("Py_GIL_DISABLED")
+"""A free-threaded Python has no limited API."""
 
 
 class OptionalBuildExt(build_ext):
@@ -19,6 +18,9 @@ class OptionalBuildExt(build_ext):
 
     def run(self) -> None:
         """Build, or say what failed and go on without the extension."""
+        if not LIMITED:
+            for extension in self.extensions:
+                extension.define_macros, extension.py_limited_api = [], False
         try:
             super().run()
         except (BaseError, CCompilerError, OSError) as error:
@@ -34,24 +36,13 @@ class OptionalBuildExt(build_ext):
 class HonestWheel(bdist_wheel):
     """Tags the wheel after the build, when it is known whether an extension is inside."""
 
+    def finalize_options(self) -> None:
+        """One wheel for every Python from 3.10 on, where there is a limited API."""
+        self.py_limited_api = "cp310" if LIMITED else ""
+        super().finalize_options()
+
     def run(self) -> None:
         """Build the extension first, so that a wheel without it is tagged as pure."""
         self.run_command("build_ext")
         self.root_is_pure = not self.distribution.has_ext_modules()
         super().run()
-
-
-setup(
-    ext_modules=[
-        Extension(
-            "edgert.kernels._kernels",
-            ["edgert/kernels/_kernels.c"],
-            define_macros=[("Py_LIMITED_API", "0x030a0000")] if LIMITED else [],
-            py_limited_api=LIMITED,
-            # No fused multiply-add: the results must equal the twin's. No errno from sqrtf: it keeps the loop scalar.
-            extra_compile_args=["-O3", "-ffp-contract=off", "-fno-math-errno"],
-        )
-    ],
-    cmdclass={"build_ext": OptionalBuildExt, "bdist_wheel": HonestWheel},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}} if LIMITED else {},
-)
