@@ -187,8 +187,8 @@ def draw(document: dict[str, Any], path: Path) -> None:
             xlabel="minutes on the device at 20 decisions/s",
             ylabel=f"return, {document['episodes']} episodes",
         )
-        axis.set_ylim(bottom=0)
-        axis.legend(frameon=False, fontsize=8)
+        axis.set_ylim(0, 1.3 * axis.get_ylim()[1])
+        axis.legend(frameon=False, fontsize=8, loc="upper left", ncols=2)
         axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     figure.savefig(path)
