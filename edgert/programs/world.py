@@ -81,7 +81,8 @@ def _make(env_id: str) -> Any:  # gymnasium ships with the extra `sim` only, so 
     except ImportError as error:
         raise ConfigError(f"environment {env_id}: gymnasium is not installed: pip install 'edgert[sim]'") from error
     try:
-        _load_plugins(env_id.partition("/")[0])
+        if env_id not in gymnasium.registry:
+            _load_plugins(env_id.partition("/")[0])
         # The checker only repeats on stderr what the checks below refuse.
         env = gymnasium.make(env_id, disable_env_checker=True)
     except (gymnasium.error.Error, ImportError) as error:
