@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 from msgspec import Meta
 
+from edgert import wire
 from edgert.errors import ArtifactError
 
 MEMBERS = ("policy.onnx", "params.f32", "golden.obs", "golden.head")
@@ -167,6 +168,9 @@ def schema_hash(manifest: Manifest) -> str:
 def _check(manifest: Manifest) -> None:
     """What the types cannot say."""
     faults = {
+        f"task: {manifest.task[:100]!r} is not 1 to 64 letters, digits, '_', '.', '-', the first a letter or digit": (
+            not wire.is_name(manifest.task)  # it is a topic segment
+        ),
         f"thresholds: {len(manifest.thresholds)} for {len(manifest.exits)} exits, the last needs none": len(
             manifest.thresholds
         )

@@ -126,7 +126,7 @@ class Learn(msgspec.Struct, frozen=True, kw_only=True):
         gamma: Discount of the next step's value.
         distill_weight: Weight of imitating the teacher in the loss.
         td_weight: Weight of the temporal difference in the loss.
-        checkpoint_s: Seconds between two checkpoints; a power cut costs at most that much training.
+        checkpoint_s: Seconds between two checkpoints, about 1 MB each; a power cut costs that much training.
         candidate_s: Seconds between two networks offered for acting.
         min_transitions: Transitions to gather before the first step.
     """
@@ -139,7 +139,7 @@ class Learn(msgspec.Struct, frozen=True, kw_only=True):
     gamma: Share = 0.99
     distill_weight: Weight = 1.0
     td_weight: Weight = 0.1
-    checkpoint_s: Interval = 10.0
+    checkpoint_s: Interval = 300.0
     candidate_s: Interval = 30.0
     min_transitions: Annotated[int, Meta(ge=1, le=10_000_000)] = 500
 

@@ -34,8 +34,9 @@ from edgert.values import (
 )
 
 HANG_S = 5.0  # without a report a connected actor is hung: it reports from its own loop, once a second
+TRAINER_HANG_S = 60.0  # it reports between its tasks, and one network with its gate takes seconds on a slow board
 START_PATIENCE_S = 20.0  # without a hello a child is hung; importing a runtime from a cold SD card takes seconds
-RESTART_BASE_S, RESTART_CAP_S, STABLE_S = 0.5, 30.0, 60.0
+RESTART_BASE_S, RESTART_CAP_S, STABLE_S = 0.5, 10.0, 60.0
 """The first restart is immediate; from the second on the delay doubles; a child that lived STABLE_S is forgiven."""
 ANSWER_EXPIRY_S = 30  # an answer later than that teaches about a policy long gone
 
@@ -71,7 +72,7 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
         estimate: what is believed of the board.
         readings, budget: of the last look; no budget before the first.
         link_up, link_reason, link_ups: the session stands, why it does not, how many there were.
-        actor, actor_at_s, trainer: the last reports, and when.
+        actor, actor_at_s, trainer, trainer_at_s: the last reports, and when (or when the child said hello).
         pending, acting: the swap the actor was told to make, and the one it made (None: the installed bundle).
         last_swap: outcome of the newest.
         ready: systemd was told so.
@@ -93,6 +94,7 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
     actor: ActorReport | None = None
     actor_at_s: float | None = None
     trainer: TrainerReport | None = None
+    trainer_at_s: float | None = None
     pending: Swap | None = None
     acting: Swap | None = None
     last_swap: Swapped | None = None
@@ -265,6 +267,8 @@ def _connected(world: World, role: Role, pid: int, now_s: float, effects: list[b
     world = _set_child(world, role, pid=pid, connected=True, since_s=now_s)
     if world.budget is not None and role in ("actor", "trainer"):
         effects.append(bus.Tell(role, world.budget))
+    if role == "trainer":
+        world = msgspec.structs.replace(world, trainer_at_s=now_s)
     if role == "actor":
         world = msgspec.structs.replace(world, actor_at_s=now_s)
         if world.pending is not None:
@@ -304,7 +308,7 @@ def _heard(world: World, role: Role, told: Told, now_s: float, effects: list[bus
             effects.append(bus.Notify(ready and not world.ready, progressed, _status_line(world)))
             return replace(world, ready=ready)
         case TrainerReport():
-            return replace(world, trainer=told)
+            return replace(world, trainer=told, trainer_at_s=now_s)
         case Ask(ask_id, payload):
             if not world.link_up:
                 return _count(world, "asks-offline")
@@ -382,10 +386,11 @@ def _ensure_running(world: World, now_s: float, effects: list[bus.Effect]) -> Wo
             continue
         if role == "world":
             continue  # it talks to the actor only
-        reported_s = world.actor_at_s if role == "actor" and world.actor_at_s is not None else child.since_s
-        silent_s = now_s - (reported_s if child.connected else child.since_s)
-        hung = silent_s > START_PATIENCE_S if not child.connected else role == "actor" and silent_s > HANG_S
-        if hung and child.pid:
+        at_s, patience_s = (world.actor_at_s, HANG_S) if role == "actor" else (world.trainer_at_s, TRAINER_HANG_S)
+        if not child.connected or at_s is None:
+            at_s = child.since_s
+        silent_s = now_s - at_s
+        if silent_s > (patience_s if child.connected else START_PATIENCE_S) and child.pid:
             effects += [
                 bus.Record("child-hung", {"role": role, "silent_s": round(silent_s, 1)}),
                 bus.Kill(role, child.pid),
@@ -466,6 +471,7 @@ def status(world: World, now_s: float) -> dict[str, object]:
         "actor": builtins(world.actor),
         "actor_age_s": None if world.actor_at_s is None else round(now_s - world.actor_at_s, 3),
         "trainer": builtins(world.trainer),
+        "trainer_age_s": None if world.trainer_at_s is None else round(now_s - world.trainer_at_s, 3),
         "policy": {
             "generation": 0 if world.acting is None else world.acting.generation,
             "pending": None if world.pending is None else world.pending.generation,

@@ -184,3 +184,11 @@ def test_damage_is_refused_or_outside_what_is_read(data: st.DataObject) -> None:
 def test_importing_the_format_does_not_import_numpy() -> None:
     code = "import sys, edgert.bundle; raise SystemExit('numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("task", ["", "a/b", "+", "#", "-x", "two words", "x" * 65])
+def test_a_task_that_cannot_be_a_topic_segment_is_refused(task: str) -> None:
+    with pytest.raises(ArtifactError, match="task: "):
+        bundle.write(manifest(task=task), CONTENT)
+    with pytest.raises(ArtifactError, match="task: "):
+        bundle.read(edited(task=task))

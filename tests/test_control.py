@@ -99,7 +99,7 @@ def test_a_dead_child_is_restarted_at_once_and_then_ever_more_slowly() -> None:
         while not of(effects, bus.Start):
             now_s = control.wake_s(world, now_s) + 1e-9
             world, effects = control.step(world, bus.Tick(), now_s)
-        waits.append(now_s - died_s)
+        waits.append(round(now_s - died_s, 6))
         pid += 1
         world, _ = control.step(world, bus.Spawned("actor", pid), now_s)
     assert waits[0] == 0 and waits == sorted(waits) and waits[-1] == pytest.approx(control.RESTART_CAP_S, abs=1.1)
@@ -110,12 +110,12 @@ def test_a_dead_child_is_restarted_at_once_and_then_ever_more_slowly() -> None:
 
 def test_a_silent_actor_is_killed_and_a_reporting_one_never() -> None:
     world = started()
-    for second in range(1, 60):
+    for second in range(1, 50):
         world, effects = control.step(world, bus.Heard("actor", report(ticks=20 * second)), float(second))
         assert not of(effects, bus.Kill)
-    world, effects = control.step(world, bus.Tick(), 59.0 + control.HANG_S + 0.1)
+    world, effects = control.step(world, bus.Tick(), 49.0 + control.HANG_S + 0.1)
     assert of(effects, bus.Kill) == [bus.Kill("actor", 11)]
-    _, effects = control.step(world, bus.Tick(), 59.0 + control.HANG_S + 0.2)
+    _, effects = control.step(world, bus.Tick(), 49.0 + control.HANG_S + 0.2)
     assert not of(effects, bus.Kill), "its death is under way"
 
 
@@ -294,3 +294,24 @@ def test_what_outlived_a_predecessor_is_not_started_again() -> None:
     assert not of(effects, bus.Start) and world.children["actor"].pid == 7, "a second instance that left again"
     world, effects = control.step(world, bus.Exited("actor", 7, None), 2.0)
     assert [effect.role for effect in of(effects, bus.Start)] == ["actor"]
+
+
+def test_a_trainer_that_hangs_is_killed_and_one_that_works_on_is_not() -> None:
+    world = started()
+    for second in range(1, 10):
+        world, _ = control.step(world, bus.Heard("actor", report(ticks=20 * second)), float(second))
+    told = TrainerReport(
+        pid=12, steps=3, loss=None, transitions=9, asked=1, answered=1, joined=1, candidates=0, accepted=0,
+        generation=0, checkpoint=1, faults={}, cpu_s=0.1, rss_bytes=5,
+    )  # fmt: skip
+    world, _ = control.step(world, bus.Heard("trainer", told), 10.0)
+    assert control.status(world, 12.5)["trainer_age_s"] == 2.5
+    end_s = 10.0 + control.TRAINER_HANG_S
+    world, effects = control.step(world, bus.Heard("actor", report(ticks=1000)), end_s - 0.1)
+    assert not of(effects, bus.Kill)
+    world, effects = control.step(world, bus.Tick(), end_s + 0.1)
+    assert of(effects, bus.Kill) == [bus.Kill("trainer", 12)]
+    world, _ = control.step(world, bus.Exited("trainer", 12, -9), end_s + 0.2)
+    world, _ = control.step(world, bus.Spawned("trainer", 13), end_s + 0.3)
+    world, effects = control.step(world, bus.Connected("trainer", 13), end_s + 0.4)
+    assert not of(effects, bus.Kill), "the silence of its predecessor is not its own"

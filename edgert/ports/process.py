@@ -6,6 +6,7 @@ Numpy-free: the supervisor uses it too.
 from __future__ import annotations
 
 import argparse
+import errno
 import fcntl
 import hashlib
 import logging
@@ -20,12 +21,16 @@ from pathlib import Path
 
 import msgspec
 
+from edgert.bundle import Manifest, read
 from edgert.config import Config, parse
 from edgert.errors import ArtifactError, ConfigError, EdgertError, UsageError
 from edgert.ports import ipc
+from edgert.ports.store import store_error
 from edgert.values import Hello, Role, Swap, Told
 
 RECONNECT_S = 0.5
+INSTALLED = "installed"
+"""Key of a bundle's provenance: `identity` of the installed bundle that it grew from."""
 KEPT = 64
 """What waits for a supervisor that is away, at most: a child says such a thing every few seconds."""
 _CLOCK_TICKS_HZ = os.sysconf("SC_CLK_TCK")
@@ -62,6 +67,7 @@ class Layout:
     """Where a device keeps its files.
 
     Attributes:
+        bundle: the installed policy.
         control: socket on which children and command-line tools reach the supervisor.
         world: socket of the simulated plant.
         policy: socket for users' programs.
@@ -76,6 +82,7 @@ class Layout:
         """Derive the paths; nothing is touched."""
         run, state = Path(config.device.run_dir), Path(config.device.state_dir)
         self.run, self.state = run, state
+        self.bundle = Path(config.policy.bundle)
         self.control, self.world = run / "control.sock", run / "world.sock"
         self.policy = Path(config.plant.socket) if config.plant.socket else run / "policy.sock"
         self.ring, self.spool = state / "ring.bin", state / "events.db"
@@ -91,14 +98,19 @@ class Layout:
 
         Raises:
             ConfigError: one cannot be made or not be written.
+            StoreError: the disk is full or read-only, which may pass.
         """
         for folder in (self.run, self.state, self.policies, self.checkpoints):
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
+                if error.errno in (errno.EROFS, errno.ENOSPC):
+                    raise store_error(error, "make", folder) from error
                 raise ConfigError(
                     f"{folder}: {error.strerror}; set device.run_dir and device.state_dir to folders you may write"
                 ) from error
+            if os.statvfs(folder).f_flag & os.ST_RDONLY:
+                raise store_error(OSError(errno.EROFS, os.strerror(errno.EROFS)), "write to", folder)
             if not os.access(folder, os.W_OK | os.X_OK):
                 raise ConfigError(
                     f"{folder}: not writable by uid {os.getuid()}; set device.run_dir and device.state_dir accordingly"
@@ -125,14 +137,26 @@ def noted_network(layout: Layout) -> tuple[Swap | None, str]:
     """
     try:
         swap = msgspec.json.decode(layout.acting.read_bytes(), type=Swap)
-        found = hashlib.sha256(Path(swap.path).read_bytes()).hexdigest()
+        data = Path(swap.path).read_bytes()
     except FileNotFoundError as error:
         return None, f"{layout.acting}: {error.filename} is gone" if layout.acting.exists() else ""
     except (OSError, ValueError, msgspec.MsgspecError) as error:
         return None, f"{layout.acting}: {error}"
-    if found != swap.sha256:
+    if hashlib.sha256(data).hexdigest() != swap.sha256:
         return None, f"{layout.acting}: {swap.path} is not the file that was noted: its sha256 differs"
+    try:
+        grown_from = read(data).manifest.provenance.get(INSTALLED)
+        installed = identity(read(layout.bundle.read_bytes()).manifest)
+    except (OSError, ArtifactError):
+        return swap, ""  # whoever loads them says what is wrong with them
+    if grown_from not in (None, installed):
+        return None, f"{layout.acting}: {swap.path} grew from another bundle than {layout.bundle}"
     return swap, ""
+
+
+def identity(manifest: Manifest) -> str:
+    """Which installed network this is: what was learned from one must not act in the place of another."""
+    return manifest.members["params.f32"].sha256
 
 
 def usage() -> tuple[float, int]:
@@ -259,7 +283,8 @@ def run_role(
         body: (configuration, its path, layout, stopping) -> exit code.
 
     Returns:
-        As `run_program`.
+        As `run_program`, but 1 for a `UsageError` of `body`: at work it is a bug, not something the user can mend, and
+        another start may help.
     """
     parser = argparse.ArgumentParser(prog=prog)
     parser.add_argument("--config", type=Path, required=True)
@@ -271,6 +296,10 @@ def run_role(
         layout = Layout(config)
         layout.make()
         ipc.single_instance(layout.lock(role))
-        return body(config, args.config, layout, stopping)
+        try:
+            return body(config, args.config, layout, stopping)
+        except UsageError as error:
+            logging.getLogger(f"edgert.{role}").error("UsageError: %s", error, exc_info=True)
+            return 1
 
     return run_program(role, run)

@@ -52,11 +52,15 @@ def _slot_bytes(obs_bytes: int) -> int:
 class RingWriter:
     """The actor's end. Goes on after the last sound record of the file it finds, if that file is of the same kind.
 
+    It leaves a hole there, one number that is never given to a record: what the former writer saw last and what this
+    one sees first did not follow one another, and must not be taken for a transition. Readers count the hole as one
+    record left out.
+
     Blocks: `append` makes no system call. On a journalling filesystem the kernel may still hold the first write to a
     page that it is just writing back; where that jitter matters, `path` belongs on a tmpfs. Thread: one.
 
     Attributes:
-        newest_seq: number of the last record, 0 before the first.
+        newest_seq: the last number used up, by a record or by the hole; 0 before the first.
         newest_episode: its episode, 0 before the first.
     """
 
@@ -100,9 +104,10 @@ class RingWriter:
         if found is None:
             raise StoreError(f"{os.fspath(path)}: another process replaced it while we made it: start only one actor")
         self._map = found
-        self.newest_seq, self.newest_episode = self._find_newest()
+        newest, self.newest_episode = self._find_newest()
+        self.newest_seq = newest + 1 if newest else 0
         self._map.madvise(mmap.MADV_DONTNEED)
-        _SEQ.pack_into(self._map, _HINT_AT, self.newest_seq)
+        _SEQ.pack_into(self._map, _HINT_AT, newest)
 
     def append(
         self,
@@ -201,7 +206,8 @@ class Records:
         flags: (N,) uint8, sums of TERMINATED, TRUNCATED, EXPLORED, SAFE.
         exit: (N,) uint8.
         obs: (N, H, W, C) uint8.
-        left_out: records asked for and once written, but torn or overwritten by now.
+        left_out: numbers asked for and used up, but torn or overwritten by now, or the hole that a writer leaves each
+            time it opens the file: one a restart of the actor is no loss.
     """
 
     seq: npt.NDArray[np.uint64]

@@ -28,7 +28,7 @@ import numpy as np
 
 from edgert.bundle import Manifest, read, schema_hash
 from edgert.config import Config
-from edgert.errors import ArtifactError, EdgertError
+from edgert.errors import ArtifactError
 from edgert.nets import F32, U8
 from edgert.policy import artifact, exits
 from edgert.ports.plant import Observation, Plant
@@ -52,6 +52,9 @@ ORPHAN_S = 60.0
 """Without a supervisor for this long nobody is coming back, and a policy without oversight should not act on."""
 SLOW_DOWN = 0.9
 """Weight of the past in the running cost of an exit."""
+DOUBT = 0.998
+"""What is left, a tick, of the cost of an exit that was shunned because of it: only running it could tell that it is
+fast again. Close to 1, since trying an exit that is still too slow misses a deadline."""
 
 log = logging.getLogger("edgert.actor")
 
@@ -104,7 +107,7 @@ class Loader(threading.Thread):
             try:
                 policy, runtime = self._prepare(swap)
                 self.done.put(Prepared(swap, runtime, policy, "", time.monotonic() - started_s))
-            except (EdgertError, OSError, MemoryError) as error:
+            except Exception as error:  # broad: a bundle is foreign data, and without this thread none is ever loaded
                 self.done.put(
                     Prepared(swap, None, None, f"{type(error).__name__}: {error}", time.monotonic() - started_s)
                 )
@@ -159,6 +162,7 @@ class Actor:
         self.returns: deque[float] = deque(maxlen=RETURNS_TOLD)
         self.met_plant = False
         self.episode_return = 0.0
+        self.return_known = False  # not when an episode was joined in its middle, or a reward of it was missed
         self.faults: dict[str, int] = {}
         self.rng = np.random.default_rng()
         self._previous: Former | None = None
@@ -246,7 +250,9 @@ class Actor:
         else:
             took_s = decided_s - started_s
             self.latencies_s[self.ticks % LATENCIES] = took_s
-            self.costs_s[exit_] = SLOW_DOWN * self.costs_s[exit_] + (1 - SLOW_DOWN) * took_s
+            # One stall says little about an exit: it counts as no more than twice what was usual.
+            usual_s = self.costs_s[exit_] or took_s
+            self.costs_s[exit_] = SLOW_DOWN * usual_s + (1 - SLOW_DOWN) * min(took_s, 2 * usual_s)
             self.taken[exit_] += 1
             if self.first_action_s is None:
                 self.first_action_s = decided_s - self.born_s
@@ -259,18 +265,20 @@ class Actor:
         if self.costs_s[self.max_exit] <= remaining_s:
             return self._logits
         self._fault("deadline-near")
-        return exits.effective_thresholds(
-            self.thresholds, min(self.max_exit, exits.deepest_affordable(self.costs_s, remaining_s))
-        )
+        deepest = min(self.max_exit, exits.deepest_affordable(self.costs_s, remaining_s))
+        if remaining_s > 0:  # with no time left every exit is too slow, which tells nothing about one
+            for shunned in range(deepest + 1, self.max_exit + 1):
+                self.costs_s[shunned] *= DOUBT
+        return exits.effective_thresholds(self.thresholds, deepest)
 
     def _remember(self, observation: Observation | None, action: int, exit_: int, flags: int) -> None:
         """Write the previous transition, now that it is known what came of it.
 
         When what followed was not seen (a missed observation, another client, a world that was restarted), the record
-        is
-        kept as truncated: nothing is learned from it, but it is still the successor of the record before it.
+        is kept as truncated: nothing is learned from it, but it is still the successor of the record before it. The
+        return of such an episode is unknown; it is neither told nor counted.
         """
-        former = self._previous
+        former, seen = self._previous, False
         if former is not None:
             seen = observation is not None and observation.action is not None and observation.stream == former.stream
             reward, ended = 0.0, TRUNCATED
@@ -286,13 +294,16 @@ class Actor:
                 flags=former.flags | ended,
                 exit=former.exit,
             )
-            if ended & TERMINATED or (seen and ended & TRUNCATED):
+            if seen and ended and self.return_known:
                 self.episodes += 1
                 self.returns.append(self.episode_return)
-            if ended:
-                self.episode_return = 0.0
         self._previous = None
+        self.return_known = self.return_known and seen
         if observation is not None:
+            ends = observation.action is not None and (observation.terminated or observation.truncated)
+            newcomer = former is not None and observation.stream != former.stream and observation.action is None
+            if observation.seq == 1 or ends or newcomer:
+                self.return_known, self.episode_return = True, 0.0
             self._previous = Former(
                 observation.obs.copy(), action, exit_, observation.episode, observation.stream, flags
             )

@@ -176,8 +176,8 @@ def summarise(
     }
 
 
-def verdicts(figures: dict[str, Any]) -> dict[str, tuple[float, bool]]:
-    """Budget name -> (figure, kept)."""
+def verdicts(figures: dict[str, Any]) -> dict[str, tuple[float | None, bool]]:
+    """Budget name -> (figure, kept); what could not be measured is None, and not kept."""
     found = {
         "actor RSS": figures["processes"]["actor"]["rss_mb"],
         "supervisor RSS": figures["processes"]["supervisor"]["rss_mb"],
@@ -204,7 +204,8 @@ def show(figures: dict[str, Any]) -> None:
     print(f"\n{'budget':<34}{'aim':>8}{'here':>9}")
     for name, (value, kept) in verdicts(figures).items():
         unit, limit = BUDGETS[name]
-        print(f"{name:<34}{f'{limit:g} {unit}':>8}{value:>9g}  {'kept' if kept else 'NOT KEPT'}")
+        here = "-" if value is None else f"{value:g}"
+        print(f"{name:<34}{f'{limit:g} {unit}':>8}{here:>9}  {'kept' if kept else 'NOT KEPT'}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -22,7 +22,7 @@ import msgspec
 from edgert import __version__, bus, control, wire
 from edgert import bundle as bundles
 from edgert.config import Config
-from edgert.errors import ArtifactError, ConfigError, LinkError, StoreError
+from edgert.errors import ArtifactError, ConfigError, LinkError, StoreError, UsageError
 from edgert.ports import ipc
 from edgert.ports.board import Board, open_board
 from edgert.ports.link import LinkDown, LinkUp, Received, parse_url
@@ -36,6 +36,8 @@ from edgert.values import Hello, Reading, Role, StatusReply, StatusRequest, Stop
 TELEMETRY_S = 1.0
 STOP_S, TERM_S, KILL_S = 8.0, 2.0, 1.0
 """Children get this long to leave in good order (the trainer writes a checkpoint), then at SIGTERM, then at SIGKILL."""
+
+EVENT_UNREADABLE = "event-unreadable"
 
 log = logging.getLogger("edgert.supervisor")
 
@@ -66,6 +68,7 @@ class Supervisor:
         self.config, self.config_path, self.layout = config, config_path, layout
         self.session = os.urandom(8).hex()
         self.store_faults: dict[str, int] = {}
+        self.owes_ready = False  # the brain says it once; the service manager may be too busy to take it
         self.spool = Spool(layout.spool, config.spool.max_bytes)
         self.board: Board = open_board(config)
         self.notifier = Notifier.from_environment()
@@ -117,7 +120,7 @@ class Supervisor:
             cert_file=broker.cert_file or address.cert_file,
             key_file=broker.key_file or address.key_file,
         )
-        topic = str(wire.Topic(device.fleet, device.id, "status", "device"))
+        topic = self._status_topic()
         return Mqtt(
             address,
             f"edgert-{device.fleet}-{device.id}",
@@ -126,6 +129,9 @@ class Supervisor:
             session_expiry_s=broker.session_expiry_s,
             keepalive_s=broker.keepalive_s,
         )
+
+    def _status_topic(self) -> str:
+        return str(wire.Topic(self.config.device.fleet, self.config.device.id, "status", "device"))
 
     def run(self, stopping: Stopping) -> int:
         """Supervise until told to stop; then stop the children in good order."""
@@ -197,8 +203,7 @@ class Supervisor:
                 except StoreError as error:
                     self._record("acting-not-noted", {"why": str(error)})
             case bus.Notify(ready, alive, status):
-                if ready:
-                    self.notifier.ready()
+                self.owes_ready = (self.owes_ready or ready) and not self.notifier.ready()
                 if alive:
                     self.notifier.watchdog()
                 self.notifier.status(status)
@@ -208,7 +213,7 @@ class Supervisor:
         log.info("%s %s", name, detail)
         try:
             self.spool.append(cbor2.dumps({"at_s": time.time(), "name": name, "detail": detail}), time.time())
-        except StoreError as error:
+        except (StoreError, UsageError) as error:
             self._store_fault("event-lost", f"{name}: {error}")
             return
         self.inputs.append(bus.Stored(self.spool.first_seq, self.spool.last_seq))
@@ -238,10 +243,24 @@ class Supervisor:
         for seq, payload in stored:
             if seq > up_to:
                 break
-            event = wire.Event(stream=self.spool.stream, seq=seq, first=first, **cbor2.loads(payload))
-            if not self.mqtt.publish(topic, wire.encode(event), qos=1, content_type=wire.CONTENT_TYPE):
+            event = self._encode_event(seq, first, payload)
+            if not self.mqtt.publish(topic, event, qos=1, content_type=wire.CONTENT_TYPE):
                 self.inputs.append(bus.Refused(seq))
                 return
+
+    def _encode_event(self, seq: int, first: int, payload: bytes) -> bytes:
+        """What is sent of a stored event; a stub for a damaged one, because the stream may have no gap."""
+        try:
+            stored = cbor2.loads(payload)
+            event = wire.Event(stream=self.spool.stream, seq=seq, first=first, **stored)
+            encoded = wire.encode(event)
+            wire.decode(encoded, wire.Event)  # a collector would refuse it for ever, and with it all that follow
+            return encoded
+        # A damaged row can hold any CBOR, and cbor2 fails on it in as many ways: nothing is worth the supervisor.
+        except Exception as error:
+            self._store_fault(EVENT_UNREADABLE, f"event {seq}: {type(error).__name__}: {error}")
+            stub = wire.Event(stream=self.spool.stream, seq=seq, first=first, at_s=0.0, name=EVENT_UNREADABLE)
+            return wire.encode(stub)
 
     def _publish_telemetry(self, now_s: float) -> None:
         device = self.config.device
@@ -364,6 +383,9 @@ class Supervisor:
             for _, pid in self.watched.values():
                 self._signal(pid, number)
             self._await_end(("actor", "trainer", "world"), patience_s)
+        # A broker forgets the will of a client that leaves in good order, so what the will says is said here.
+        offline = wire.encode(wire.Status(online=False, session=self.session))
+        self.mqtt.publish(self._status_topic(), offline, qos=1, retain=True)
         self.mqtt.close()
         self.spool.close()
         return 0
@@ -377,7 +399,12 @@ class Supervisor:
 
 
 def _run(config: Config, config_path: Path, layout: Layout, stopping: Stopping) -> int:
-    return Supervisor(config, config_path, layout).run(stopping)
+    try:
+        supervisor = Supervisor(config, config_path, layout)
+    except UsageError as error:
+        # Nothing runs yet: something of the user's is in the way, and only the user can clear it.
+        raise ConfigError(str(error)) from error
+    return supervisor.run(stopping)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -28,11 +28,21 @@ from edgert.knowledge import codec
 from edgert.knowledge.student import Student
 from edgert.learn.accept import Evidence, Limits, Verdict, judge
 from edgert.learn.checkpoint import Checkpoint, pack
-from edgert.learn.dqn import Batch, Hyper, Learner, td_targets
+from edgert.learn.dqn import Batch, Hyper, Learner
 from edgert.learn.replay import Replay
 from edgert.nets import F32, U8, forward
 from edgert.policy import artifact, exits
-from edgert.ports.process import Layout, Parent, Stopping, noted_network, read_bundle, run_role, usage
+from edgert.ports.process import (
+    INSTALLED,
+    Layout,
+    Parent,
+    Stopping,
+    identity,
+    noted_network,
+    read_bundle,
+    run_role,
+    usage,
+)
 from edgert.ports.ring import TERMINATED, TRUNCATED, RingReader
 from edgert.ports.store import Generations, write_atomic
 from edgert.values import Answer, Ask, Budget, Candidate, Stop, Told, TrainerReport
@@ -44,6 +54,12 @@ MIN_PROBE = 32
 KEEP_NETWORKS = 3
 RING_INODE = "ring_inode"
 """Which ring file the transitions of a checkpoint are in."""
+ASK_BYTES = 200_000
+"""Most raw observation bytes in one question: below what the link queues, however badly they compress."""
+STEPS_PER_TRANSITION = 4.0
+"""Most gradient steps a new transition pays for: a device that sees nothing new learns nothing more from the old."""
+ORPHAN_S = 60.0
+"""Without a supervisor for this long nobody says what may be spent."""
 STEPS_AT_ONCE = 8
 """Gradient steps between two looks at the supervisor and the ring."""
 
@@ -64,7 +80,8 @@ class Trainer:
         """
         spec = policy.spec
         self.config, self.layout, self.policy, self.spec = config, layout, policy, spec
-        self.schema = hashlib.sha256(f"{schema_hash(policy.manifest)} {spec}".encode()).hexdigest()
+        named = f"{schema_hash(policy.manifest)} {spec} {identity(policy.manifest)}"
+        self.schema = hashlib.sha256(named.encode()).hexdigest()
         self.hyper = Hyper(
             learning_rate=config.learn.learning_rate,
             gamma=config.learn.gamma,
@@ -79,11 +96,11 @@ class Trainer:
         self.checkpoints = Generations(layout.checkpoints)
         self.student = Student(
             capacity=config.learn.ring_transitions,
-            batch=config.teacher.batch,
+            batch=max(1, min(config.teacher.batch, ASK_BYTES // int(np.prod(spec.input_shape)))),
             timeout_s=config.teacher.timeout_s,
             max_pending=4,
         )
-        self.acting = quant.IntNet(spec, policy.tensors)
+        self.installed = self.acting = quant.IntNet(spec, policy.tensors)
         self.parent = Parent(layout.control, "trainer")
         self.budget = Budget(max_exit=spec.n_exits - 1, train_steps_hz=0.0, teacher_bytes_per_s=0.0)
         self.task = config.teacher.task or policy.manifest.task
@@ -100,6 +117,8 @@ class Trainer:
         self.faults: dict[str, int] = {}
         self.loss: float | None = None
         self.owed = 0.0
+        self.credit = 0.0
+        self.offered_at = self.committed_at = 0
 
     def resume(self) -> None:
         """Go on from the newest sound checkpoint, if there is one of this policy."""
@@ -165,6 +184,9 @@ class Trainer:
             self._ask(now_s)
             self._train(now_s - then_s)
             then_s = now_s
+            if self.parent.lost_s is not None and now_s - self.parent.lost_s > ORPHAN_S:
+                log.error("no supervisor for %.0f s: leaving", ORPHAN_S)
+                stopping.asked = True
             if now_s >= candidate_s:
                 candidate_s = now_s + self.config.learn.candidate_s
                 self.offer()
@@ -208,6 +230,7 @@ class Trainer:
                 (ended & TRUNCATED) > 0,
             )
             self.counters["transitions"] += len(records)
+            self.credit = min(self.credit + STEPS_PER_TRANSITION * len(records), STEPS_PER_TRANSITION * READ_AT_ONCE)
             if len(records) and self.config.teacher.enabled:
                 for seq, row, unsure in zip(records.seq, records.obs, self._uncertainty(records.obs), strict=True):
                     self._teach(self.student.saw(int(seq), row, float(unsure)))
@@ -234,9 +257,9 @@ class Trainer:
             data=codec.encode_obs(np.stack(plan.rows)),
         )
         payload = wire.encode(question)
-        self.next_ask_id += 1
-        self.student.sent(self.next_ask_id, plan, len(payload), now_s)
-        self.parent.send(Ask(self.next_ask_id, payload))
+        if self.parent.send(Ask(self.next_ask_id + 1, payload)):
+            self.next_ask_id += 1
+            self.student.sent(self.next_ask_id, plan, len(payload), now_s)
 
     def _heed(self, told: Told, now_s: float) -> None:
         match told:
@@ -271,9 +294,11 @@ class Trainer:
         self.owed = min(self.owed + hz * elapsed_s, max(1.0, 2 * hz * PAUSE_S) + STEPS_AT_ONCE) if hz > 0 else 0.0
         if len(self.replay) < self.config.learn.min_transitions:
             self.owed = 0.0
-        for _ in range(min(int(self.owed), STEPS_AT_ONCE)):
+        for _ in range(min(int(self.owed), int(self.credit), STEPS_AT_ONCE)):
             self.step()
-            self.owed -= 1
+            self.owed, self.credit = self.owed - 1, self.credit - 1
+        if self.credit < 1:
+            self.owed = 0.0
 
     def step(self) -> None:
         """One gradient step."""
@@ -281,31 +306,32 @@ class Trainer:
             losses = self.learner.step(self.replay.sample(self.rng, self.config.learn.batch), self.hyper)
         except UsageError as error:
             # Nothing was changed; a poisoned transition will be drawn again only by chance.
-            self._fault("loss-not-finite")
-            log.error("%s", error)
+            self._fault_once("loss-not-finite", str(error))
             return
         self.loss = losses.total if self.loss is None else 0.99 * self.loss + 0.01 * losses.total
 
     def commit(self) -> None:
         """Write a checkpoint; a full disk costs the checkpoint, not the training."""
-        if not self.learner.steps:
+        if not self.learner.steps or self.learner.steps == self.committed_at:
             return
         try:
             counters = {**self.counters, RING_INODE: self._ring_inode()}
             payload = pack(self.learner, self.replay, self.rng, schema=self.schema, counters=counters)
             self.counters["checkpoint"] = self.checkpoints.commit(payload)
+            self.committed_at = self.learner.steps
         except StoreError as error:
             self._fault("checkpoint-not-written")
             log.error("%s", error)
 
     def offer(self) -> None:
         """Round the network to int8, let the gate judge it, and offer it if it passes."""
-        if not self.learner.steps:
-            return
+        if self.learner.steps == self.offered_at:
+            return  # the same network on nearly the same probe would pass by chance sooner or later
         probe = self.replay.probe(PROBE).batch
         if len(probe.obs) < MIN_PROBE:
             return
         self.counters["candidates"] += 1
+        self.offered_at = self.learner.steps
         # Rounding and thresholds are fitted on one half of what was held out and judged on the other.
         fit, check = (Batch._make(column[start::2] for column in probe) for start in (0, 1))
         params = self.learner.params
@@ -334,19 +360,29 @@ class Trainer:
             self.learner.params,
             quantized,
             created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            provenance={"parent": self.policy.manifest.name, "trained_on_device": trained, "gate": verdict.detail},
+            provenance={
+                INSTALLED: identity(self.policy.manifest),
+                "parent": self.policy.manifest.name,
+                "trained_on_device": trained,
+                "gate": verdict.detail,
+            },
             thresholds=thresholds,
         )
 
     def _judge(self, candidate: quant.IntNet, thresholds: Sequence[float], probe: Batch) -> Verdict:
-        """Candidate and acting network, each through its own exits, on observations neither was trained on here."""
+        """Candidate, acting and installed network, each through its own exits, on held-out observations."""
         last, n_actions = self.spec.n_exits - 1, self.spec.n_actions
         acting, offered = self.acting.heads(probe.obs), candidate.heads(probe.obs)
         in_float = forward(self.learner.params, probe.obs)
-        y = td_targets(self.learner.params, self.learner.target, probe, self.hyper.gamma)
+        # The acting network says what follows is worth: by its own yardstick a collapsed candidate would be perfect.
+        following = self.acting.heads(probe.next_obs)[last][:, :n_actions].max(1)
+        y = probe.reward + np.float32(self.hyper.gamma) * np.where(probe.terminated, np.float32(0), following)
         rows = np.arange(len(y))
         return judge(
             Evidence(
+                installed=exits.decide(
+                    self.installed.heads(probe.obs), self.config.policy.thresholds or self.policy.manifest.thresholds
+                ),
                 acting=exits.decide(acting, self.thresholds),
                 candidate=exits.decide(offered, thresholds),
                 candidate_float=exits.decide(in_float, thresholds),
@@ -365,7 +401,7 @@ class Trainer:
 
     def _store(self, data: bytes) -> tuple[str, str]:
         """Write an accepted network under the next number; older ones go, the one that may still act excepted."""
-        there = sorted(self.layout.policies.glob("gen-*.edgert"))
+        there = sorted(self.layout.policies.glob("gen-" + 8 * "[0-9]" + ".edgert"))
         newest = max((int(path.stem.removeprefix("gen-")) for path in there), default=0)
         generation = max(newest, self.counters["generation"]) + 1
         path = self._network_path(generation)

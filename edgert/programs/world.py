@@ -55,7 +55,9 @@ class World:
     def step(self, action: object) -> dict[str, object]:
         """Do one action and show what came of it; what is no action of this environment is answered by an error."""
         if isinstance(action, bool) or not isinstance(action, int) or not 0 <= action < self.n_actions:
-            return {"error": f"action {str(action)[:40]} is not one of 0..{self.n_actions - 1}"}
+            # Not shown as it is: an integer of thousands of digits cannot even be put into words.
+            told = action if isinstance(action, int) and abs(action) < 1 << 63 else f"of type {type(action).__name__}"
+            return {"error": f"action {told} is not one of 0..{self.n_actions - 1}"}
         obs, reward, terminated, truncated, _ = self._env.step(self._first_action + action)
         if terminated or truncated:
             obs, _ = self._env.reset()

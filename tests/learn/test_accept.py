@@ -16,6 +16,7 @@ def evidence(n: int = 100, taught: int = 100, seed: int = 0, **changes: object) 
     q = rng.normal(size=(n, 4)).astype(np.float32)
     acting = rng.integers(0, 4, n)
     base = {
+        "installed": acting,
         "acting": acting,
         "candidate": acting,
         "candidate_float": acting,
@@ -68,6 +69,13 @@ def test_the_teachers_worst_actions_never_pass(seed: int) -> None:
     e = evidence(seed=seed)
     best, worst = e.teacher_q.argmax(1), e.teacher_q.argmin(1)
     assert not judge(e._replace(acting=best, candidate=worst, candidate_float=worst), Limits()).accepted
+    drifted = judge(e._replace(installed=best, acting=worst, candidate=worst, candidate_float=worst), Limits())
+    assert drifted.checks["regret"] and not drifted.checks["regret-installed"], "many small steps back"
+
+
+def test_a_network_without_preferences_is_refused() -> None:
+    flat = np.zeros((100, 4), np.float32)
+    assert not judge(evidence(float_q=flat, taught=0), Limits()).checks["rounding"]
 
 
 @given(seed=st.integers(0, 10_000))

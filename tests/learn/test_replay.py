@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgert.errors import UsageError
-from edgert.learn.replay import HELD_OUT_EVERY, Replay
+from edgert.learn.replay import Replay, is_held_out
 
 SHAPE = (2, 3, 1)
 
@@ -45,7 +45,7 @@ def test_every_sample_is_a_true_transition_that_was_not_held_out(data: list[tupl
         add(replay, [seq], ended)
     there = {s for s in ended_or_seen(data) if s > seq - capacity}
     usable = {s for s in there if ended.get(s) != "truncated" and (ended.get(s) == "terminated" or s + 1 in there)}
-    trained = {s for s in usable if s % HELD_OUT_EVERY}
+    trained = {s for s in usable if not is_held_out(obs_of(s))}
     assert len(replay) == len(trained)
     if trained:
         batch = replay.sample(np.random.default_rng(0), 64)
@@ -87,3 +87,13 @@ def test_misuse_is_named() -> None:
         replay.sample(np.random.default_rng(0), 1)
     with pytest.raises(UsageError, match="different lengths"):
         replay.add(np.array([1]), np.zeros((2, *SHAPE), np.uint8), *[np.zeros(1)] * 2, *[np.zeros(1, bool)] * 2)  # type: ignore[arg-type]  # wrong on purpose
+
+
+def test_what_is_judged_on_is_never_trained_on_though_the_game_shows_it_again() -> None:
+    rng, replay = np.random.default_rng(0), Replay(2000, SHAPE, 3)
+    obs = rng.integers(0, 2, (2000, *SHAPE)).astype(np.uint8)  # 64 pictures, each seen many times
+    no = np.zeros(2000, bool)
+    replay.add(np.arange(1, 2001), obs, np.zeros(2000, np.int32), np.zeros(2000, np.float32), no, no)
+    trained = {row.tobytes() for row in replay.sample(rng, 5000).obs}
+    judged = {row.tobytes() for row in replay.probe(2000).batch.obs}
+    assert trained and judged and not trained & judged

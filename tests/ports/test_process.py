@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -15,7 +16,7 @@ import msgspec
 import pytest
 
 from edgert import config
-from edgert.errors import ConfigError
+from edgert.errors import ArtifactError, ConfigError, StoreError, UsageError
 from edgert.ports import ipc, process
 from edgert.ports.process import Layout, Parent, Stopping
 from edgert.values import Happened, Hello, Stop, Swap
@@ -186,3 +187,50 @@ def test_signals_only_ask(number: signal.Signals) -> None:
     finally:
         for each, handler in former.items():
             signal.signal(each, handler)
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC])
+def test_a_disk_that_takes_no_folder_is_no_fault_of_the_configuration(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(StoreError, match="cannot make"):
+        layout.make()
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    former = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for each, handler in former.items():
+        signal.signal(each, handler)
+
+
+@pytest.mark.usefixtures("handlers")
+@pytest.mark.parametrize(
+    ("error", "code"), [(ConfigError, 78), (ArtifactError, 78), (UsageError, 1), (StoreError, 1), (None, 0)]
+)
+def test_only_what_the_user_can_mend_ends_with_78(folder: Path, error: type[Exception] | None, code: int) -> None:
+    text = MINIMAL.replace("[policy]", f'state_dir = "{folder}/state"\nrun_dir = "{folder}/run"\n[policy]')
+    (folder / "edgert.toml").write_text(text)
+
+    def body(*_: object) -> int:
+        if error is not None:
+            raise error("why")
+        return 0
+
+    assert process.run_role("actor", "prog", ["--config", str(folder / "edgert.toml")], body) == code
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_role_that_is_taken_ends_with_78(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def taken(_: object) -> int:
+        raise UsageError("held by process 1")
+
+    text = MINIMAL.replace("[policy]", f'state_dir = "{folder}/state"\nrun_dir = "{folder}/run"\n[policy]')
+    (folder / "edgert.toml").write_text(text)
+    monkeypatch.setattr(process.ipc, "single_instance", taken)
+    assert process.run_role("actor", "prog", ["--config", str(folder / "edgert.toml")], lambda *_: 0) == 78

@@ -219,6 +219,64 @@ def test_near_the_deadline_the_deepest_exit_that_fits_answers(make: Callable[...
     assert actor.missed == 1
 
 
+class Clock:
+    """Time that passes only where a test says so."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class Slow(Stub):
+    """Takes `costs_s[exit]` of the clock's seconds."""
+
+    def __init__(self, clock: Clock, costs_s: list[float]) -> None:
+        super().__init__([0.0, 1.0, 0.0, 0.0])
+        self.clock, self.costs_s = clock, costs_s
+
+    def infer(self, obs: U8, threshold_logits: F32) -> Inference:
+        inference = super().infer(obs, threshold_logits)
+        self.clock.now_s += self.costs_s[inference.exit]
+        return inference
+
+
+@pytest.mark.parametrize("good_s", [0.001, 0.037])
+def test_one_stall_does_not_forbid_the_deepest_exit_for_ever(
+    make: Callable[..., Actor], monkeypatch: pytest.MonkeyPatch, good_s: float
+) -> None:
+    actor, clock = make(policy__thresholds=[1.0, 1.0]), Clock()
+    monkeypatch.setattr(program.time, "monotonic", clock)
+    stub = Slow(clock, [0.0005, 0.0007, good_s])
+    give(actor, stub)
+    for seq in range(1, 21):
+        tick(actor, shown(seq), within_s=0.04)
+    stub.costs_s[2] = 0.5
+    tick(actor, shown(21), within_s=0.04)
+    assert actor.taken == [0, 0, 21]
+    stub.costs_s[2] = good_s
+    for seq in range(22, 222):
+        tick(actor, shown(seq), within_s=0.04)
+    assert actor.taken[2] > 21 + 100
+    assert actor.missed == 1
+
+
+def test_an_exit_that_stays_too_slow_is_shunned_and_tried_again_seldom(
+    make: Callable[..., Actor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actor, clock = make(policy__thresholds=[1.0, 1.0]), Clock()
+    monkeypatch.setattr(program.time, "monotonic", clock)
+    stub = Slow(clock, [0.0005, 0.0007, 0.08])
+    give(actor, stub)
+    for seq in range(1, 1001):
+        tick(actor, shown(seq), within_s=0.04)
+    assert 2 <= actor.taken[2] == actor.missed <= 40
+    before = actor.costs_s[2]
+    tick(actor, shown(1001), within_s=-0.1)  # everything is too slow for a tick that is late already
+    assert actor.costs_s[2] == before
+
+
 def test_the_deadline_never_reaches_deeper_than_the_budget(make: Callable[..., Actor]) -> None:
     actor, stub = make(policy__thresholds=[1.0, 1.0]), Stub([0.0, 1.0, 0.0, 0.0])
     give(actor, stub)
@@ -278,6 +336,63 @@ def test_what_followed_unseen_is_truncated_and_brings_no_reward(
     tick(actor, shown(3, reward=1.0, terminated=True))
     # What came before the gap belongs to no return that is told; after a missed observation there is no record at all.
     assert len(records(actor)) == (1 if following is None else 2)
+
+
+@pytest.mark.parametrize(
+    ("what", "gap"),
+    [
+        ("missed", None),
+        ("reconnected", shown(3, action=None)),
+        ("a world that was restarted", shown(3, action=None, truncated=True)),
+    ],
+)
+def test_the_return_of_an_episode_with_a_gap_is_neither_told_nor_counted(
+    make: Callable[..., Actor], what: str, gap: Observation | None
+) -> None:
+    actor = make()
+    give(actor, Stub([0.0, 1.0, 0.0, 0.0]))
+    tick(actor, shown(1, action=None))
+    tick(actor, shown(2, reward=1.0))
+    tick(actor, gap)
+    tick(actor, shown(4, reward=1.0))
+    tick(actor, shown(5, reward=1.0))
+    tick(actor, shown(6, reward=1.0, terminated=True, episode=2))
+    assert (actor.episodes, list(actor.returns)) == (0, [])
+    tick(actor, shown(7, reward=2.0, episode=2))
+    tick(actor, shown(8, reward=3.0, terminated=True, episode=3))
+    assert (actor.episodes, list(actor.returns)) == (1, [5.0])
+
+
+def test_an_end_that_comes_right_after_a_gap_begins_a_whole_episode(make: Callable[..., Actor]) -> None:
+    actor = make()
+    give(actor, Stub([0.0, 1.0, 0.0, 0.0]))
+    tick(actor, shown(1, action=None))
+    tick(actor, None)
+    tick(actor, shown(3, reward=9.0, terminated=True, episode=2))
+    tick(actor, shown(4, reward=2.0, terminated=True, episode=3))
+    assert (actor.episodes, list(actor.returns)) == (1, [2.0])
+
+
+def test_an_episode_joined_in_its_middle_is_not_counted_and_a_newcomers_first_is(make: Callable[..., Actor]) -> None:
+    actor = make()
+    give(actor, Stub([0.0, 1.0, 0.0, 0.0]))
+    tick(actor, shown(50, action=None))
+    tick(actor, shown(51, reward=1.0, terminated=True, episode=2))
+    assert (actor.episodes, list(actor.returns)) == (0, [])
+    tick(actor, shown(52, action=None, stream=2, episode=3))
+    tick(actor, shown(53, reward=4.0, terminated=True, stream=2, episode=4))
+    assert (actor.episodes, list(actor.returns)) == (1, [4.0])
+
+
+def test_an_actor_that_is_started_again_does_not_go_on_with_the_former_ones_transition(
+    make: Callable[..., Actor],
+) -> None:
+    for _ in range(2):
+        actor = make()
+        for seq in (1, 2, 3):
+            tick(actor, shown(seq))
+        actor.ring.close()
+    assert records(actor).seq.tolist() == [1, 2, 4, 5]
 
 
 def test_a_missed_observation_is_the_safe_action_and_a_fault_only_once_the_plant_was_met(
@@ -383,6 +498,25 @@ def test_a_refused_network_leaves_the_former_one(
     assert not former.closed
     tick(actor, shown(1))
     assert actor.plant.applied == [(1, 2, 0.5, 2)]  # type: ignore[attr-defined]  # the scripted one
+
+
+def test_whatever_breaks_while_a_network_is_loaded_is_a_refusal_and_the_next_one_is_loaded(
+    make: Callable[..., Actor], until: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actor = make()
+    give(actor, Stub([0.0, 1.0, 0.0, 0.0]), generation=2)
+    actor.parent = Told()  # type: ignore[assignment]  # what it needs of one
+
+    def broken(data: bytes) -> artifact.Policy:
+        raise KeyError("a tensor nobody thought of")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(artifact, "load", broken)
+        load(actor, Swap(5, str(BUNDLE), ""), until)
+    load(actor, Swap(6, str(BUNDLE), ""), until)
+    refused, taken = swapped(actor)
+    assert not refused.ok and refused.why == "KeyError: 'a tensor nobody thought of'"
+    assert taken.ok and actor.generation == 6
 
 
 def test_a_starting_actor_whose_last_network_is_refused_acts_with_the_installed_one(

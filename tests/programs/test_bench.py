@@ -47,6 +47,12 @@ def test_a_budget_that_is_not_kept_is_said_so(capsys: pytest.CaptureFixture[str]
     assert "NOT KEPT" in told and "decision" in told
 
 
+def test_what_could_not_be_measured_is_shown_as_such_and_not_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    bench.show({**FIGURES, "start_to_ready_s": None})
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("start to READY"))
+    assert line.split()[-3:] == ["-", "NOT", "KEPT"]
+
+
 def test_memory_of_a_process_and_of_one_that_is_gone() -> None:
     held = bench.memory(os.getpid())
     assert held is not None and held[0] >= held[1] > 1

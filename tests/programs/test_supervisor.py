@@ -16,8 +16,8 @@ import cbor2
 import msgspec
 import pytest
 
-from edgert import bus, config
-from edgert.errors import ArtifactError, ConfigError, StoreError
+from edgert import bus, config, wire
+from edgert.errors import ArtifactError, ConfigError, StoreError, UsageError
 from edgert.ports import ipc
 from edgert.ports.process import Layout
 from edgert.programs import supervisor as program
@@ -169,6 +169,81 @@ def test_without_a_link_events_are_refused_from_the_first_on(make: Callable[...,
     supervisor.inputs.clear()
     supervisor._perform(bus.SendEvents(0, 2, 1))
     assert list(supervisor.inputs) == [bus.Refused(1)]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        b"\xa3\x61",
+        cbor2.dumps({"at_s": 1.0, "detail": {}}),
+        cbor2.dumps({"at_s": 1.0, "name": "x", "more": 1}),
+        cbor2.dumps({"at_s": "soon", "name": 7}),
+        cbor2.dumps([1]),
+        cbor2.dumps(None),
+    ],
+)
+def test_a_damaged_event_is_sent_as_a_stub_and_the_stream_goes_on(
+    make: Callable[..., Supervisor], monkeypatch: pytest.MonkeyPatch, row: bytes
+) -> None:
+    supervisor = make()
+    sent: list[wire.Event] = []
+
+    def publish(topic: str, payload: bytes, **_: object) -> bool:
+        sent.append(wire.decode(payload, wire.Event)[0])
+        return True
+
+    monkeypatch.setattr(supervisor.mqtt, "publish", publish)
+    supervisor._perform(bus.Record("before", {"a": 1}))
+    supervisor.spool.append(row, 1.0)
+    supervisor._perform(bus.Record("after", {}))
+    supervisor._perform(bus.SendEvents(0, 3, 1))
+    assert [(event.seq, event.name) for event in sent] == [(1, "before"), (2, "event-unreadable"), (3, "after")]
+    assert (sent[1].at_s, sent[1].detail, sent[1].stream) == (0.0, {}, sent[0].stream)
+    assert supervisor._own_cost()["store_faults"] == {"event-unreadable": 1}
+
+
+def test_an_event_too_large_for_the_store_costs_the_event(
+    make: Callable[..., Supervisor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> None:
+        raise UsageError("can never fit")
+
+    supervisor = make()
+    monkeypatch.setattr(supervisor.spool, "append", never)
+    supervisor._perform(bus.Record("huge", {}))
+    assert supervisor.store_faults == {"event-lost": 1}
+
+
+def test_readiness_is_repeated_until_the_service_manager_took_it(
+    make: Callable[..., Supervisor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supervisor, answers = make(), [False, False, True]
+    monkeypatch.setattr(supervisor.notifier, "ready", lambda: answers.pop(0))
+    supervisor._perform(bus.Notify(False, True, ""))
+    assert len(answers) == 3, "not before the brain says so"
+    supervisor._perform(bus.Notify(True, True, ""))
+    for _ in range(4):
+        supervisor._perform(bus.Notify(False, True, ""))
+    assert answers == []
+
+
+def test_a_device_that_leaves_in_good_order_says_so_before_it_goes(
+    make: Callable[..., Supervisor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supervisor = make()
+    done: list[object] = []
+    close = supervisor.mqtt.close
+
+    def publish(topic: str, payload: bytes, *, qos: int, retain: bool) -> bool:
+        done.append((topic, wire.decode(payload, wire.Status)[0], qos, retain))
+        return True
+
+    monkeypatch.setattr(supervisor.mqtt, "publish", publish)
+    monkeypatch.setattr(supervisor.mqtt, "close", lambda: done.append("closed") or close())
+    assert supervisor._stop() == 0
+    device = supervisor.config.device
+    topic = str(wire.Topic(device.fleet, device.id, "status", "device"))
+    assert done == [(topic, wire.Status(online=False, session=supervisor.session), 1, True), "closed"]
 
 
 def listen(supervisor: Supervisor) -> None:

@@ -120,8 +120,10 @@ def test_a_killed_actor_comes_back_safe_first_and_then_with_the_same_network(
     fleet.until(lambda: bool((ring.read(last + 1, ring.newest_seq()).flags & SAFE == 0).any()), "a policy acting again")
     recovery_s = time.monotonic() - killed_s
     records = ring.read(last + 1, ring.newest_seq())
-    assert records.seq[0] == last + 1
-    assert records.left_out == 0
+    # One number is left out, so that nobody takes what the two actors saw for one transition. The killed one may have
+    # written a last record after we looked.
+    assert 1 <= records.left_out <= 1 + int(records.seq[0] == last + 1)
+    assert records.seq[0] - last <= 2
     assert ring.opened == opened
     assert records.flags[0] & SAFE
     assert int(records.episode[0]) > 0

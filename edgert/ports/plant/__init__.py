@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+MAX_DIMENSION = 65536
 MAX_REWARD = float(np.finfo(np.float32).max)  # transitions keep rewards as float32
 
 
@@ -102,9 +103,12 @@ def read_frame(frame: Mapping[str, object], obs_shape: tuple[int, int, int]) -> 
         return Fault("malformed-frame", "terminated and truncated must be true or false")
     if dtype != "uint8":
         return Fault("observation-dtype", f"the policy takes uint8, not {dtype[:20]}")
+    # Before it is shown: an integer of thousands of digits cannot even be put into words.
+    if len(shape) != 3 or not all(type(size) is int and 1 <= size <= MAX_DIMENSION for size in shape):
+        wanted = f"three whole numbers within 1..{MAX_DIMENSION} are required"
+        return Fault("observation-shape", f"the policy takes {list(obs_shape)}, and this is no shape: {wanted}")
     if tuple(shape) != obs_shape or len(obs) != math.prod(obs_shape):
-        told = str(shape)[:60]
-        return Fault("observation-shape", f"the policy takes {list(obs_shape)}, not {told} in {len(obs)} bytes")
+        return Fault("observation-shape", f"the policy takes {list(obs_shape)}, not {list(shape)} in {len(obs)} bytes")
     # Written so that NaN fails as well, and an integer too large for a float is never converted.
     if not -MAX_REWARD <= reward <= MAX_REWARD:
         return Fault("reward-not-finite", "the reward must be finite and fit into 32 bits")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import time
+from typing import Annotated
 
 import msgspec
 
@@ -21,6 +22,7 @@ from edgert.ports import ipc
 from edgert.ports.plant import Fault, Observation, read_frame
 
 _RETRY_S = 0.01
+_Count = Annotated[int, msgspec.Meta(ge=1, le=(1 << 31) - 1)]  # the ring keeps episodes in 32 bits
 
 
 class SimulatedPlant:
@@ -109,7 +111,9 @@ class SimulatedPlant:
 
     def _read(self, frame: dict[str, object]) -> Observation | None:
         if "error" in frame:
-            self._fault(Fault("malformed-frame", f"the world refused our action: {frame['error']}"))
+            why = frame["error"]
+            told = why[:200] if isinstance(why, str) else f"its reason is no text but {type(why).__name__}"
+            self._fault(Fault("malformed-frame", f"the world refused our action: {told}"))
             return None
         shown = read_frame(frame, self._obs_shape)
         if isinstance(shown, Fault):
@@ -143,7 +147,7 @@ class SimulatedPlant:
 class _Place(msgspec.Struct, frozen=True):
     """Where in which world an observation was made; numbers start at 1."""
 
-    episode: int
-    seq: int
-    world: int
-    action: int | None
+    episode: _Count
+    seq: _Count
+    world: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+    action: Annotated[int, msgspec.Meta(ge=0, le=(1 << 31) - 1)] | None

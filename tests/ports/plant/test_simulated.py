@@ -14,6 +14,7 @@ from edgert.errors import ConfigError
 from edgert.ports import ipc
 from edgert.ports.plant import Observation, Plant
 from edgert.ports.plant.simulated import SimulatedPlant
+from edgert.programs.world import World
 
 SHAPE = (2, 3, 2)
 WAIT_S = 10.0  # generous: passed only when something is broken
@@ -38,7 +39,13 @@ FAULTY = [
     ({"reward": math.nan}, "reward-not-finite"),
     ({"obs": "text"}, "malformed-frame"),
     ({"episode": "one"}, "malformed-frame"),
+    ({"episode": 10**5000}, "malformed-frame"),
+    ({"seq": 1 << 40}, "malformed-frame"),
+    ({"world": 10**5000}, "malformed-frame"),
+    ({"action": -(10**5000)}, "malformed-frame"),
+    ({"shape": [10**5000]}, "observation-shape"),
     ({"error": "no"}, "malformed-frame"),
+    ({"error": 10**5000}, "malformed-frame"),
 ]
 
 
@@ -190,3 +197,13 @@ def test_garbage_from_the_world_is_counted(world: ScriptedWorld, simulated: Simu
 def test_a_path_that_is_too_long_is_refused(path: Path) -> None:
     with pytest.raises(ConfigError, match="at most 107"):
         SimulatedPlant(path.with_name("x" * 120), SHAPE).observe(0.0)
+
+
+NO_ACTIONS = [10**5000, -(10**5000), [10**5000], True, None, "1", -1, 3]
+
+
+@pytest.mark.parametrize("action", NO_ACTIONS, ids=range(len(NO_ACTIONS)))  # pytest cannot put the first into words
+def test_a_world_told_what_is_no_action_says_so_whatever_it_was(action: object) -> None:
+    world = World.__new__(World)  # no environment: none is stepped
+    world.n_actions = 3
+    assert str(world.step(action)["error"]).endswith("is not one of 0..2")
