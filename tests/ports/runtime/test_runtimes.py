@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.metadata import version
 from typing import Any
 
 import msgspec
@@ -26,6 +27,10 @@ from edgert.ports.runtime.onnx import OnnxRuntime
 from tools import export
 from tools.nets import student, teacher
 
+# onnxruntime 1.23, the last for Python 3.10, has no Max for uint8, which is what a ReLU on its own becomes.
+VERSION = tuple(int(part) for part in version("onnxruntime").split(".")[:2])
+LONE_RELU = (Relu(),) if VERSION > (1, 23) else ()
+
 SPECS = {
     "student": student((10, 10, 4), 3),
     "teacher": teacher((10, 10, 6), 6),
@@ -33,8 +38,8 @@ SPECS = {
         (9, 7, 3),
         2,
         trunk=(
-            (Conv(4, 3, 2, 1), MaxPool(2, 1), Relu(), Conv(5, 2)),
-            (Relu(), Conv(3, 1), Relu()),
+            (Conv(4, 3, 2, 1), MaxPool(2, 1), *LONE_RELU, Conv(5, 2)),
+            (*LONE_RELU, Conv(3, 1), Relu()),
             (Dense(6),),
             (Dense(4), Relu()),
         ),
