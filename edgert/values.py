@@ -6,7 +6,6 @@ tagged structs: the tag travels as key `t`, and `Told` is the union of all of th
 
 from __future__ import annotations
 
-import enum
 from typing import Literal
 
 import msgspec
@@ -239,10 +238,3 @@ Told = (
     | StatusRequest
     | StatusReply
 )
-
-
-class LinkState(enum.Enum):
-    """Where the session with the broker stands."""
-
-    DOWN = "down"
-    UP = "up"
