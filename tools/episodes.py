@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from importlib.metadata import entry_points
-from typing import Any
+from collections.abc import Callable, Sequence
 
-import gymnasium
 import numpy as np
 import numpy.typing as npt
 
-from edgert.nets import U8, Params, forward
+from edgert.nets import U8
+from edgert.ports.plant import worlds
 
 Chooser = Callable[[U8], npt.NDArray[np.integer]]
-
-
-def make(env_id: str) -> Any:
-    """Make a gymnasium environment by id, after letting installed packages register theirs."""
-    if env_id not in gymnasium.registry:
-        for plugin in entry_points(group="gymnasium.envs"):
-            plugin.load()()
-    return gymnasium.make(env_id, disable_env_checker=True)
-
-
-def to_obs(raw: Any) -> U8:
-    """An environment's observation as uint8 (height, width, channels)."""
-    return np.ascontiguousarray(raw, dtype=np.uint8)
 
 
 def play(
@@ -35,44 +20,52 @@ def play(
 
     Args:
         choose: (batch, H, W, C) uint8 -> (batch,) actions.
-        env_id: gymnasium id.
+        env_id: as `worlds.make` takes it.
         episodes: how many; episode i is seeded with `seed + i`, so results do not depend on `parallel`.
         seed: of the first episode.
         parallel: environments at a time.
         max_steps: an episode is cut here (a policy that never dies would never end).
     """
-    envs = [make(env_id) for _ in range(min(parallel, episodes))]
-    returns = np.zeros(episodes)
+    seeds = range(seed, seed + episodes)
+    return play_each(lambda obs, _, __: choose(obs), env_id, seeds, parallel=parallel, max_steps=max_steps)
+
+
+def play_each(
+    choose: Callable[[U8, npt.NDArray[np.int64], npt.NDArray[np.bool_]], npt.NDArray[np.integer]],
+    env_id: str,
+    seeds: Sequence[int],
+    *,
+    parallel: int,
+    max_steps: int,
+    ended: Callable[[], None] = lambda: None,
+) -> npt.NDArray[np.float64]:
+    """As `play`, for choosers that remember: `choose` is also told which episodes, and which of them just begin.
+
+    `ended` is called after each episode.
+    """
+    envs = [worlds.make(env_id) for _ in range(min(parallel, len(seeds)))]
+    returns = np.zeros(len(seeds))
     running = {i: i for i in range(len(envs))}
-    obs = np.stack([to_obs(env.reset(seed=seed + i)[0]) for i, env in enumerate(envs)])
-    steps, started = np.zeros(episodes, int), len(envs)
+    obs = np.stack([env.reset(seed=seeds[i])[0] for i, env in enumerate(envs)])
+    steps, started = np.zeros(len(seeds), int), len(envs)
     while running:
         slots = sorted(running)
-        actions = choose(obs[slots])
+        episodes = np.array([running[slot] for slot in slots])
+        actions = choose(obs[slots], episodes, steps[episodes] == 0)
         for slot, action in zip(slots, actions, strict=True):
             episode = running[slot]
-            raw, reward, terminated, truncated, _ = envs[slot].step(int(action))
+            shown, reward, terminated, truncated, _ = envs[slot].step(int(action))
             returns[episode] += float(reward)
             steps[episode] += 1
             if terminated or truncated or steps[episode] >= max_steps:
-                if started < episodes:
+                ended()
+                if started < len(seeds):
                     running[slot] = started
-                    raw, _ = envs[slot].reset(seed=seed + started)
+                    shown, _ = envs[slot].reset(seed=seeds[started])
                     started += 1
                 else:
                     del running[slot]
-            obs[slot] = to_obs(raw)
+            obs[slot] = shown
+    for env in envs:
+        env.close()
     return returns
-
-
-def evaluate(
-    params: Params, env_id: str, episodes: int, *, seed: int, exit_: int | None = None
-) -> npt.NDArray[np.float64]:
-    """Greedy returns of a float network at one exit (the last by default)."""
-    k = params.spec.n_exits - 1 if exit_ is None else exit_
-    return play(
-        lambda obs: forward(params, obs, exits=(k,))[k][:, : params.spec.n_actions].argmax(1),
-        env_id,
-        episodes,
-        seed=seed,
-    )

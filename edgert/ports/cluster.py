@@ -30,7 +30,18 @@ from edgert.ports import screen
 from edgert.ports.mqtt import Mqtt, Received
 from edgert.ports.screen import History
 
-GAMES = {"breakout": "MinAtar/Breakout-v1", "space_invaders": "MinAtar/SpaceInvaders-v1"}
+GAMES = {
+    "breakout": "MinAtar/Breakout-v1",
+    "space_invaders": "MinAtar/SpaceInvaders-v1",
+    "asterix": "MinAtar/Asterix-v1",
+    "freeway": "MinAtar/Freeway-v1",
+    "seaquest": "MinAtar/Seaquest-v1",
+    "pong": "ALE/Pong-v5",
+    "boxing": "ALE/Boxing-v5",
+    "drone": "edgert/Drone-v0",
+}
+"""What a game is called, here and in the names of its bundles -> gymnasium id."""
+MODELS = Path(__file__).parents[2] / "models"
 RESTART_S = 1.0
 """As `RestartSec=` in the units."""
 STOP_S = 15.0
@@ -100,6 +111,37 @@ class _Service:
         return ""
 
 
+def playable(models: Path = MODELS) -> list[str]:
+    """The games whose student and teacher are both in `models`."""
+    return [game for game in GAMES if all(path.exists() for path in _bundles(game, models))]
+
+
+def student(game: str, models: Path | None = None) -> bundle.Manifest:
+    """The manifest of a game's student.
+
+    Args:
+        game: a key of `GAMES`.
+        models: folder with `<game>.edgert` and `<game>-teacher.edgert`; the repository's by default.
+
+    Raises:
+        UsageError: no such game, or its student or teacher is missing.
+        ArtifactError: the student is broken.
+    """
+    if game not in GAMES:
+        raise UsageError(f"no game {game!r}: choose one of {', '.join(GAMES)}")
+    models = models or MODELS
+    missing = [str(path) for path in _bundles(game, models) if not path.exists()]
+    if missing:
+        there = playable(models)
+        other = f"play {' or '.join(there)}, whose bundles are there, or " if there else ""
+        raise UsageError(f"no {' and no '.join(missing)}: {other}name the folder that holds them with --models")
+    return bundle.read(_bundles(game, models)[0].read_bytes()).manifest
+
+
+def _bundles(game: str, models: Path) -> tuple[Path, Path]:
+    return models / f"{game}.edgert", models / f"{game}-teacher.edgert"
+
+
 class Cluster:
     """A broker, teachers and devices, as child processes on this machine.
 
@@ -139,14 +181,8 @@ class Cluster:
             UsageError: no such game, or a model is missing.
             ArtifactError: a model is broken.
         """
-        if game not in GAMES:
-            raise UsageError(f"no game {game!r}: choose one of {', '.join(GAMES)}")
-        models = (models or Path(__file__).parents[2] / "models").absolute()
-        self.student, self.teacher = models / f"{game}.edgert", models / f"{game}-teacher.edgert"
-        missing = [str(path) for path in (self.student, self.teacher) if not path.exists()]
-        if missing:
-            raise UsageError(f"no {' and no '.join(missing)}: name the folder that holds them with --models")
-        self.nominal_hz = bundle.read(self.student.read_bytes()).manifest.control_rate_hz
+        self.nominal_hz = student(game, models).control_rate_hz
+        self.student, self.teacher = (path.absolute() for path in _bundles(game, models or MODELS))
         self.out, self.fleet = out.absolute(), "demo"
         self.broker: brokers.Broker | None = None
         self.capabilities: brokers.Capabilities | None = None

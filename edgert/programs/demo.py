@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.metadata
+import math
 import os
 import platform
 import signal
@@ -20,10 +21,11 @@ from typing import Any, NamedTuple
 import msgspec
 
 from edgert import __version__, wire
+from edgert.config import Learn
 from edgert.errors import StoreError, UsageError
 from edgert.fleet.session import Collector as Collected
 from edgert.ports import report, screen
-from edgert.ports.cluster import GAMES, Cluster, Collector, Running, Stopped
+from edgert.ports.cluster import GAMES, Cluster, Collector, Running, Stopped, student
 from edgert.ports.process import Stopping
 from edgert.ports.screen import History, grown
 from edgert.ports.spool import Spool
@@ -43,6 +45,22 @@ DEMO = {
     "battery.capacity_j": 7200.0,
     "battery.initial_frac": 0.9,
 }
+
+
+RING_BYTES = 64 << 20
+"""Of observations that a device keeps at most, on disk and again in memory."""
+ASKED_PER_S = 4
+"""Observations a second that go to the teacher at least, though nothing in them compresses."""
+
+
+def settings(obs_bytes: int) -> dict[str, object]:
+    """`DEMO`, with room for observations of this size."""
+    fitting = max(int(DEMO["learn.min_transitions"]), RING_BYTES // obs_bytes)
+    return {
+        **DEMO,
+        "learn.ring_transitions": min(Learn().ring_transitions, fitting),
+        "teacher.max_bytes_per_s": max(DEMO["teacher.max_bytes_per_s"], float(ASKED_PER_S * obs_bytes)),
+    }
 
 
 class Check(NamedTuple):
@@ -214,7 +232,7 @@ def document(
     }
     checks = verdict(devices, stopped)
     versions = {"edgert": __version__, "python": platform.python_version()}
-    for package in ("numpy", "onnxruntime", "paho-mqtt", "gymnasium", "minatar"):
+    for package in ("numpy", "onnxruntime", "paho-mqtt", "gymnasium", "minatar", "ale-py", "vizdoom"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     capabilities = None if cluster.capabilities is None else msgspec.to_builtins(cluster.capabilities)
@@ -275,7 +293,7 @@ def main(argv: list[str] | None = None) -> int:
         teachers=args.teachers,
         broker=args.broker,
         models=args.models,
-        device_config=DEMO,
+        device_config=settings(math.prod(student(args.game, args.models).observation.shape)),
     )
     try:
         cluster.start()
@@ -315,7 +333,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         description="See edgert work: a fleet of simulated devices on this machine, for a few minutes.",
     )
     parser.add_argument("--minutes", type=float, default=2.0, help="how long (2)")
-    parser.add_argument("--game", choices=sorted(GAMES), default="breakout")
+    parser.add_argument(
+        "--game", choices=GAMES, default="breakout", help="any whose bundles are among the models (breakout)"
+    )
     parser.add_argument("--devices", type=int, default=2, help="how many (2)")
     parser.add_argument("--teachers", type=int, default=1, help="replicas (1)")
     parser.add_argument("--out", type=Path, help="a new folder for logs, state and report (edgert-demo-<time>)")

@@ -11,14 +11,12 @@ Exit codes: 0 ended so, 1 error, 78 no such environment or one that edgert canno
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import secrets
 import select
 import signal
 import socket
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -43,9 +41,12 @@ class World:
 
         Raises:
             ConfigError: no such environment, or its spaces are not uint8/bool images and discrete actions.
+            BoardError: its engine does not start.
         """
-        self._env = _make(env_id)
-        self._first_action = int(getattr(self._env.action_space, "start", 0))
+        # Not at the top: what is missing for it is an error that `main` must be able to tell.
+        from edgert.ports.plant import worlds
+
+        self._env = worlds.make(env_id)
         self.n_actions = int(self._env.action_space.n)
         obs, _ = self._env.reset(seed=seed)
         start = {"reward": 0.0, "terminated": False, "truncated": False, "action": None}
@@ -58,7 +59,7 @@ class World:
             # Not shown as it is: an integer of thousands of digits cannot even be put into words.
             told = action if isinstance(action, int) and abs(action) < 1 << 63 else f"of type {type(action).__name__}"
             return {"error": f"action {told} is not one of 0..{self.n_actions - 1}"}
-        obs, reward, terminated, truncated, _ = self._env.step(self._first_action + action)
+        obs, reward, terminated, truncated, _ = self._env.step(action)
         if terminated or truncated:
             obs, _ = self._env.reset()
             self._episode += 1
@@ -77,40 +78,8 @@ class World:
         self._env.close()
 
 
-def _make(env_id: str) -> Any:  # gymnasium ships with the extra `sim` only, so its types are not always there
-    try:
-        import gymnasium
-    except ImportError as error:
-        raise ConfigError(f"environment {env_id}: gymnasium is not installed: pip install 'edgert[sim]'") from error
-    try:
-        if env_id not in gymnasium.registry:
-            _load_plugins(env_id.partition("/")[0])
-        # The checker only repeats on stderr what the checks below refuse.
-        env = gymnasium.make(env_id, disable_env_checker=True)
-    except (gymnasium.error.Error, ImportError) as error:
-        raise ConfigError(f"environment {env_id}: {error} (is the package that brings it installed?)") from error
-    shown, actions = env.observation_space, env.action_space
-    if not isinstance(shown, gymnasium.spaces.Box) or shown.dtype not in (np.bool_, np.uint8) or len(shown.shape) > 3:
-        raise ConfigError(f"environment {env_id} shows {shown}: a uint8 or bool array of up to 3 dimensions is needed")
-    if not isinstance(actions, gymnasium.spaces.Discrete):
-        raise ConfigError(f"environment {env_id} takes {actions}: a Discrete action space is needed")
-    return env
-
-
-def _load_plugins(namespace: str) -> None:
-    """Run the registration hooks that packages declare for `namespace`; gymnasium 1.0 stopped doing so by itself."""
-    for hook in importlib.metadata.entry_points(group="gymnasium.envs"):
-        if hook.name == namespace:
-            register = hook.load()
-            if callable(register):
-                register()
-
-
-def _frame(obs: npt.NDArray[Any]) -> dict[str, object]:
-    """An observation as the frame's uint8 HWC part; what has fewer dimensions becomes W or C of size 1."""
-    image = np.ascontiguousarray(obs, dtype=np.uint8)
-    image = image.reshape(image.shape + (1,) * (3 - image.ndim))
-    return {"obs": image.tobytes(), "shape": list(image.shape), "dtype": "uint8"}
+def _frame(obs: npt.NDArray[np.uint8]) -> dict[str, object]:
+    return {"obs": obs.tobytes(), "shape": list(obs.shape), "dtype": "uint8"}
 
 
 def serve(world: World, listener: socket.socket, lonely_s: float = LONELY_S) -> None:

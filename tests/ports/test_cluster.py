@@ -67,6 +67,19 @@ def test_missing_models_are_named(tmp_path: Path) -> None:
         Cluster(tmp_path / "out", "chess", models=tmp_path)
 
 
+def test_a_game_without_bundles_names_those_that_can_be_played(models: Path) -> None:
+    (models / "pong.edgert").write_bytes((models / "breakout.edgert").read_bytes())  # a student without a teacher
+    assert clusters.playable(models) == ["breakout"]
+    with pytest.raises(UsageError, match=r"no \S*pong-teacher\.edgert: play breakout, whose bundles are there, or"):
+        Cluster(models / "out", "pong", models=models)
+    assert not (models / "out").exists()
+    assert clusters.student("breakout", models).observation.shape == (10, 10, 4)
+
+
+def test_the_shipped_games_can_be_played() -> None:
+    assert {"breakout", "space_invaders"} <= set(clusters.playable())
+
+
 def test_what_ends_is_started_again_a_second_later_and_what_is_badly_configured_is_not(
     tmp_path: Path, until: Callable[..., None]
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from edgert import wire
+from edgert.config import Learn, commented_default, parse
 from edgert.errors import UsageError
 from edgert.fleet.session import Collector, collect
 from edgert.ports.cluster import Stopped
@@ -162,3 +163,15 @@ def test_a_former_run_is_not_taken_up(tmp_path: Path) -> None:
     (tmp_path / "device-1").mkdir()
     with pytest.raises(UsageError, match="--out"):
         demo.main(["--out", str(tmp_path)])
+
+
+def test_big_observations_get_a_smaller_ring_and_a_wider_link_and_small_ones_the_same_as_ever() -> None:
+    small, pong, huge = demo.settings(1000), demo.settings(84 * 84 * 4), demo.settings(1 << 30)
+    usual = Learn().ring_transitions
+    assert (small["learn.ring_transitions"], small["teacher.max_bytes_per_s"]) == (usual, 8000.0)
+    assert pong["learn.ring_transitions"] == demo.RING_BYTES // (84 * 84 * 4) < usual
+    assert pong["teacher.max_bytes_per_s"] == 4 * 84 * 84 * 4
+    assert huge["learn.ring_transitions"] == huge["learn.min_transitions"]
+    for told in (small, pong):
+        text = commented_default({"device.id": "a", "policy.bundle": "p.edgert", **told})
+        assert parse(text, "demo").learn.ring_transitions == told["learn.ring_transitions"]

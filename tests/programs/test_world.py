@@ -256,3 +256,15 @@ def test_a_world_nobody_comes_to_ends_by_itself(directory: Path) -> None:
         visitor.close()
         world.serve(hosted, listener, lonely_s=0.05)
     hosted.close()
+
+
+def test_without_gymnasium_it_says_what_to_install(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "gymnasium", None)
+    monkeypatch.delitem(sys.modules, "edgert.ports.plant.worlds", raising=False)
+    monkeypatch.delattr("edgert.ports.plant.worlds", raising=False)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    told = ["--env", "MinAtar/Breakout-v1", "--socket", str(directory / "s"), "--lock", str(directory / "s.lock")]
+    assert world.main(told) == 78
+    assert "pip install 'edgert[sim]'" in capsys.readouterr().err

@@ -197,7 +197,7 @@ def draw(document: dict[str, Any], path: Path) -> None:
 def main(argv: list[str]) -> int:
     """Live, judge, write the JSON and the plot."""
     parser = argparse.ArgumentParser(prog="python -m tools.bench learning", description=__doc__.splitlines()[0])
-    parser.add_argument("--games", nargs="+", choices=GAMES, default=list(GAMES))
+    parser.add_argument("--games", nargs="+", choices=GAMES, default=["breakout", "space_invaders"])
     parser.add_argument("--seeds", type=int, default=3, help="devices in each arm")
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--every", type=float, default=120.0, help="seconds between two copies of the acting network")
