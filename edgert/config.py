@@ -85,14 +85,14 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         bundle: Path of the .edgert bundle to start with.
-        runtime: What runs it; auto takes onnxruntime where it is installed, and numpy otherwise.
+        runtime: What runs it; auto: what `edgert policy bench` found, or the first of onnx, litert, tflite, numpy.
         thresholds: Confidence from which each exit but the last is believed; unset means the bundle's own.
         deadline_s: Seconds from observation in hand to action chosen; 0 means 0.8 of the control period.
         explore_frac: Share of decisions replaced by a random action, so that training sees something new.
     """
 
     bundle: Text
-    runtime: Literal["auto", "onnx", "numpy"] = "auto"
+    runtime: Literal["auto", "onnx", "litert", "tflite", "numpy"] = "auto"
     thresholds: tuple[Share, ...] | None = None
     deadline_s: Annotated[float, Meta(ge=0, le=60)] = 0.0
     explore_frac: Share = 0.0

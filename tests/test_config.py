@@ -71,7 +71,10 @@ def test_there_are_shipped_files() -> None:
         ({"learn": "gamma = nan"}, "learn.gamma: is nan; must be a number from 0 to 1"),
         ({"learn": "checkpoint_s = 0"}, "learn.checkpoint_s: is 0; must be a number above 0, at most 86400"),
         ({"learn": "enabled = 1"}, "learn.enabled: is 1; must be true or false"),
-        ({"policy": 'runtime = "tflite"'}, 'policy.runtime: is "tflite"; must be one of "auto", "onnx", "numpy"'),
+        (
+            {"policy": 'runtime = "torch"'},
+            'policy.runtime: is "torch"; must be one of "auto", "onnx", "litert", "tflite", "numpy"',
+        ),
         ({"policy": "thresholds = [0.5, 2]"}, "policy.thresholds: is [0.5, 2]; must be a list of numbers from 0 to 1"),
         ({"device": 'fleet = "a/b"'}, 'device.fleet: is "a/b"; must be 1 to 63 letters'),
         ({"device": 'fleet = ""'}, 'device.fleet: is ""; must be 1 to 63 letters'),

@@ -47,6 +47,8 @@ except (EdgertError, OSError) as error:
     sys.exit(str(error))
 print(len(policy.golden_obs))
 """
+# What each runtime needs, in the order in which `auto` tries them.
+_RUNTIMES = {"onnx": "onnxruntime", "litert": "ai_edge_litert", "tflite": "tflite_runtime", "numpy": "numpy"}
 _KERNELS_CHILD = "from edgert import kernels; print(kernels.NATIVE)"
 
 
@@ -120,7 +122,8 @@ def _print(finding: Finding) -> None:
 
 def _versions() -> Finding:
     packages = []
-    for name in ("numpy", "onnxruntime", "cbor2", "msgspec", "paho-mqtt", "zstandard", "psutil", "gymnasium", "rich"):
+    runtimes = ("onnxruntime", "ai-edge-litert", "tflite-runtime")
+    for name in ("numpy", *runtimes, "cbor2", "msgspec", "paho-mqtt", "zstandard", "psutil", "gymnasium", "rich"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             packages.append(f"{name} {importlib.metadata.version(name)}")
     machine = f"{platform.machine()}, {os.cpu_count()} cores"
@@ -165,20 +168,23 @@ def _bundle(config: Config) -> Iterator[Finding]:
     shape = "x".join(map(str, manifest.observation.shape))
     about = f"{manifest.name}: {shape} observations, {manifest.action.n} actions, {len(manifest.exits)} exits"
     yield Finding("bundle", "ok", f"{about}, {manifest.control_rate_hz:g} Hz")
-    wanted = config.policy.runtime
-    for kind in ("onnx", "numpy"):
-        name = f"runtime {kind}"
-        if kind == "onnx" and not find_spec("onnxruntime"):
-            needed = wanted == "onnx"
-            verdict: Verdict = "fail" if needed else "warn"
-            yield Finding(name, verdict, "onnxruntime is not installed", "pip install 'edgert[onnx]'; numpy is slower")
+    wanted, has_tflite, first = config.policy.runtime, "stage0.tflite" in manifest.members, True
+    for kind, package in _RUNTIMES.items():
+        name, needed, is_extra = f"runtime {kind}", wanted == kind, kind in ("litert", "tflite")
+        if not find_spec(package):
+            if needed or not is_extra:
+                verdict: Verdict = "fail" if needed else "warn"
+                mend = f"pip install 'edgert[{kind}]'; numpy is slower"
+                yield Finding(name, verdict, f"{package} is not installed", mend)
+            continue
+        if is_extra and not (needed or has_tflite):
             continue
         ended_well, said = _child(_RUNTIME_CHILD, str(path), kind)
-        used = kind == "onnx" if wanted == "auto" else wanted == kind
+        used, first = needed or (wanted == "auto" and first), False
         if ended_well:
             yield Finding(name, "ok", f"gave all {said} golden answers{', and will act' if used else ''}")
         else:
-            other = "numpy" if kind == "onnx" else "onnx"
+            other = "onnx" if kind == "numpy" else "numpy"
             mend = f'set policy.runtime = "{other}", or reinstall the package'
             yield Finding(name, "fail" if used else "warn", said, mend)
 

@@ -103,5 +103,21 @@ def test_a_runtime_that_crashes_its_process_is_a_finding_and_not_the_end() -> No
     assert doctor._child("import sys; print(sys.argv[1])", "x") == (True, "x")
 
 
+def test_a_tflite_runtime_is_told_of_only_where_it_is_asked_for_or_the_bundle_has_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = str(Path(__file__).parents[2] / "models" / "breakout.edgert")
+    monkeypatch.setattr(doctor, "find_spec", lambda name: name == "numpy")
+    asked = found(config_file(tmp_path, policy__bundle=bundle, policy__runtime="litert"))
+    assert asked["runtime litert"].verdict == "fail"
+    assert "pip install 'edgert[litert]'" in asked["runtime litert"].mend
+    assert "will act" not in asked["runtime numpy"].found
+    assert "runtime tflite" not in asked
+    auto = found(config_file(tmp_path, policy__bundle=bundle))
+    assert "runtime litert" not in auto
+    assert auto["runtime onnx"].verdict == "warn"
+    assert "will act" in auto["runtime numpy"].found
+
+
 def test_the_file_system_of_proc_is_proc() -> None:
     assert doctor.file_system(Path("/proc/self")) == "proc"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from importlib.util import find_spec
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
 
@@ -12,7 +13,15 @@ from edgert.nets import F32, U8
 from edgert.policy.artifact import Policy
 from edgert.policy.exits import effective_thresholds
 
-Kind = Literal["auto", "onnx", "numpy"]
+Kind = Literal["auto", "onnx", "litert", "tflite", "numpy"]
+
+PACKAGES: dict[Kind, str] = {
+    "onnx": "onnxruntime",
+    "litert": "ai_edge_litert",
+    "tflite": "tflite_runtime",
+    "numpy": "numpy",
+}
+"""What each runtime needs, in the order in which `auto` tries them."""
 
 
 class Inference(NamedTuple):
@@ -35,7 +44,11 @@ class Runtime(Protocol):
 
     @property
     def name(self) -> str:
-        """For people: `onnx` or `numpy`."""
+        """For people: `onnx`, `litert`, `tflite` or `numpy`."""
+
+    @property
+    def rounds_as_reference(self) -> bool:
+        """Whether every kernel rounds as `quant.IntNet` does, so that heads differ by float noise only."""
 
     def infer(self, obs: U8, threshold_logits: F32) -> Inference:
         """Answer one observation with the first exit whose confidence logit reaches its threshold, or the last.
@@ -55,24 +68,67 @@ class Runtime(Protocol):
         """Release what the runtime holds; it must not be asked afterwards."""
 
 
-def _construct(policy: Policy, kind: Kind) -> Runtime:
-    if kind not in ("auto", "onnx", "numpy"):
-        raise UsageError(f"there is no runtime {kind!r}: choose auto, onnx or numpy")
-    if kind == "onnx" or (kind == "auto" and find_spec("onnxruntime")):
-        try:
-            from edgert.ports.runtime.onnx import OnnxRuntime  # here, because it may not be installed
-        except ImportError as error:
-            raise UsageError(
-                f"onnxruntime cannot be used ({error}): pip install edgert[onnx], or set runtime to numpy"
-            ) from error
-        return OnnxRuntime(policy)
-    from edgert.ports.runtime.numpy import NumpyRuntime
+def _construct_one(policy: Policy, kind: Kind) -> Runtime:
+    # The imports stand here, because none of the packages need be installed.
+    match kind:
+        case "onnx":
+            try:
+                from edgert.ports.runtime.onnx import OnnxRuntime
+            except ImportError as error:
+                raise UsageError(
+                    f"onnxruntime cannot be used ({error}): pip install edgert[onnx], or set runtime to numpy"
+                ) from error
+            return OnnxRuntime(policy)
+        case "litert" | "tflite":
+            from edgert.ports.runtime.litert import LitertRuntime
 
-    return NumpyRuntime(policy)
+            return LitertRuntime(policy, kind)
+        case _:
+            from edgert.ports.runtime.numpy import NumpyRuntime
+
+            return NumpyRuntime(policy)
+
+
+def _construct(policy: Policy, kind: Kind) -> Runtime:
+    if kind not in get_args(Kind):
+        raise UsageError(f"there is no runtime {kind!r}: choose {', '.join(get_args(Kind))}")
+    if kind != "auto":
+        return _construct_one(policy, kind)
+    graphs = {"onnx": policy.onnx, "litert": policy.tflite, "tflite": policy.tflite, "numpy": True}
+    for one, package in PACKAGES.items():
+        if graphs[one] and find_spec(package):
+            # A package that is there and does not work must not keep a board from acting.
+            with contextlib.suppress(UsageError):
+                return _construct_one(policy, one)
+    raise UsageError("no runtime works, not even numpy: reinstall edgert")
+
+
+def _check(runtime: Runtime, policy: Policy, i: int, thresholds: F32, wanted_exit: int) -> float:
+    """Ask for one golden answer; how far off it is."""
+    golden = policy.manifest.golden
+    bound = golden.max_head_error
+    if not runtime.rounds_as_reference:
+        bound = max(bound, golden.max_rounding_error)
+    head, exit_ = runtime.infer(policy.golden_obs[i], thresholds)
+    wanted = policy.golden_head[i, wanted_exit]
+    where = f"runtime {runtime.name}, golden observation {i}, exit {wanted_exit}"
+    if exit_ != wanted_exit:
+        raise ArtifactError(f"{where}: exit {exit_} answered")
+    if head.shape != wanted.shape or not np.isfinite(head).all():
+        raise ArtifactError(f"{where}: answered {head.tolist()}")
+    error = float(np.abs(head - wanted).max())
+    if error > bound:
+        raise ArtifactError(
+            f"{where}: off by {error:g}, at most {bound:g} is allowed; the bundle or the runtime is broken"
+        )
+    chosen, best = int(head[:-1].argmax()), int(wanted[:-1].argmax())
+    if chosen != best and wanted[best] - wanted[chosen] > bound:
+        raise ArtifactError(f"{where}: chose action {chosen} instead of {best}")
+    return error
 
 
 def verify(runtime: Runtime, policy: Policy) -> float:
-    """Ask a runtime for every golden answer at every exit.
+    """Ask a runtime for every golden answer at every exit, and see that confidences decide which exit answers.
 
     Returns:
         The largest difference found.
@@ -81,30 +137,19 @@ def verify(runtime: Runtime, policy: Policy) -> float:
         ArtifactError: the wrong exit answered, an answer is not finite, differs by more than the manifest allows, or
             prefers another action although the best two golden values are further apart than that.
     """
-    never, n_exits, bound = (
-        [1.0] * (policy.spec.n_exits - 1),
-        policy.spec.n_exits,
-        policy.manifest.golden.max_head_error,
-    )
-    worst = 0.0
-    for k in range(n_exits):
-        thresholds = effective_thresholds(never, k)
-        for i, obs in enumerate(policy.golden_obs):
-            wanted, (head, exit_) = policy.golden_head[i, k], runtime.infer(obs, thresholds)
-            where = f"runtime {runtime.name}, golden observation {i}, exit {k}"
-            if exit_ != k:
-                raise ArtifactError(f"{where}: exit {exit_} answered")
-            if head.shape != wanted.shape or not np.isfinite(head).all():
-                raise ArtifactError(f"{where}: answered {head.tolist()}")
-            error = float(np.abs(head - wanted).max())
-            if error > bound:
-                raise ArtifactError(
-                    f"{where}: off by {error:g}, at most {bound:g} is allowed; the bundle or the runtime is broken"
-                )
-            chosen, best = int(head[:-1].argmax()), int(wanted[:-1].argmax())
-            if chosen != best and wanted[best] - wanted[chosen] > bound:
-                raise ArtifactError(f"{where}: chose action {chosen} instead of {best}")
-            worst = max(worst, error)
+    last, worst = policy.spec.n_exits - 1, 0.0
+    for k in range(last + 1):
+        thresholds = effective_thresholds([1.0] * last, k)
+        for i in range(len(policy.golden_obs)):
+            worst = max(worst, _check(runtime, policy, i, thresholds, k))
+    # An infinite threshold would also pass a graph that compares with something else than this exit's confidence.
+    margin = max(policy.manifest.golden.max_head_error, policy.manifest.golden.max_rounding_error)
+    for k in range(last):
+        confidence = policy.golden_head[0, k, -1]
+        for threshold, wanted in ((confidence - 2 * margin, k), (confidence + 2 * margin, k + 1)):
+            thresholds = effective_thresholds([1.0] * last, k + 1)
+            thresholds[k] = threshold
+            _check(runtime, policy, 0, thresholds, wanted)
     return worst
 
 
@@ -115,14 +160,14 @@ def open_runtime(policy: Policy, kind: Kind = "auto") -> Runtime:
 
     Args:
         policy: of `policy.artifact.load`.
-        kind: `auto` is onnx where onnxruntime is installed, and numpy elsewhere.
+        kind: `auto` is the first of `PACKAGES` that is installed and works, of what the bundle has a graph for.
 
     Returns:
         A runtime that gave every golden answer.
 
     Raises:
         ArtifactError: the network cannot be built, or an answer is wrong.
-        UsageError: an unknown kind, or onnxruntime is asked for and missing.
+        UsageError: an unknown kind, or a package is asked for that is missing or does not work.
     """
     runtime = _construct(policy, kind)
     try:

@@ -54,6 +54,7 @@ class OnnxRuntime:
     """
 
     name = "onnx"
+    rounds_as_reference = True
 
     def __init__(self, policy: Policy) -> None:
         """Build the session and bind its buffers."""
