@@ -2,8 +2,10 @@
 
 Format 1 is a ZIP archive with `manifest.json` and the members it lists, each with its SHA-256:
 `policy.onnx` (int8), `params.f32` (float32 parameters, for going on learning), `golden.obs` and `golden.head`
-(observations and the answers a runtime must give to them). `signature` has its place, an Ed25519 signature of the
-bytes of `manifest.json`; it is neither made nor verified yet. What the arrays mean is `policy.artifact`'s business.
+(observations and the answers a runtime must give to them). `stage0.tflite`, `stage1.tflite`, ... may follow: the same
+int8 network once more, an exit a file, for TFLite runtimes; either all are there or none. `signature` has its place, an
+Ed25519 signature of the bytes of `manifest.json`; it is neither made nor verified yet. What the arrays mean is
+`policy.artifact`'s business.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from io import BytesIO
+from itertools import pairwise
 from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
@@ -21,10 +24,14 @@ from msgspec import Meta
 
 from edgert import wire
 from edgert.errors import ArtifactError
+from edgert.values import REPEAT_MAX, Operating
 
 MEMBERS = ("policy.onnx", "params.f32", "golden.obs", "golden.head")
 """What every bundle holds beside its manifest, in this order."""
+FLOAT_MEMBER = "float.onnx"
+"""What it may hold as well: the float32 graph without its weights, which are those of `params.f32`."""
 
+_EXITS_MAX = 32
 _MANIFEST, _SIGNATURE = "manifest.json", "signature"
 _MANIFEST_BYTES_MAX = 1 << 20
 _SIGNATURE_BYTES_MAX = 1 << 12
@@ -44,6 +51,9 @@ _ZIP_ERRORS = (
 Share = Annotated[float, Meta(ge=0, le=1)]
 Positive = Annotated[int, Meta(ge=1)]
 Size = Annotated[int, Meta(ge=1, le=65_536)]
+Repeat = Annotated[int, Meta(ge=1, le=REPEAT_MAX)]
+Seconds = Annotated[float, Meta(ge=0)]
+Precision = Literal["int8", "fp32"]
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -78,16 +88,148 @@ class Action(msgspec.Struct, frozen=True):
 
 
 class Exit(msgspec.Struct, frozen=True):
-    """What leaving at this exit costs: multiply-accumulates from the observation on, all heads on the way included."""
+    """What leaving at this exit costs, from the observation on, all heads on the way included.
+
+    Attributes:
+        macs: multiply-accumulates.
+        ops: arithmetic operations of any kind, of `nets.ops`; unknown in bundles that are older than this key.
+    """
 
     macs: Positive
+    ops: Positive | None = None
+
+
+class ExitCost(msgspec.Struct, frozen=True):
+    """Measured cost of one decision that leaves at an exit.
+
+    Attributes:
+        p50_s, p99_s: from observation in hand to answer.
+        cpu_s: mean CPU time of all threads, which stands for the energy.
+    """
+
+    p50_s: Seconds
+    p99_s: Seconds
+    cpu_s: Seconds
+
+
+class Cost(msgspec.Struct, frozen=True, kw_only=True):
+    """What one kind of board was measured to need for this network, at the control rate.
+
+    Attributes:
+        board: model of the device tree, or "linux".
+        cpu: as /proc/cpuinfo names it.
+        runtime, version: what ran it.
+        precision: of its arithmetic.
+        rate_hz: decisions a second; a cold call costs a multiple of a hot one.
+        exits: shallow to deep.
+        samples: calls measured at each exit.
+    """
+
+    board: str
+    cpu: str
+    runtime: str
+    version: str
+    precision: Precision
+    rate_hz: Annotated[float, Meta(gt=0)]
+    exits: Annotated[tuple[ExitCost, ...], Meta(min_length=1, max_length=_EXITS_MAX)]
+    samples: Positive
 
 
 class Golden(msgspec.Struct, frozen=True):
-    """How many golden observations there are, and by how much a runtime's heads may differ from the golden ones."""
+    """How many golden observations there are, and by how much a runtime's heads may differ from the golden ones.
+
+    Attributes:
+        count: golden observations.
+        max_head_error: for a runtime that rounds as onnxruntime and numpy do.
+        max_rounding_error: for one whose kernels round otherwise, in fixed point: twice what int8 itself costs these
+            answers.
+    """
 
     count: Size
     max_head_error: Annotated[float, Meta(ge=0)]
+    max_rounding_error: Annotated[float, Meta(ge=0)] = 0.0
+
+
+class Reference(msgspec.Struct, frozen=True):
+    """A measured mean return, over how many episodes."""
+
+    mean: float
+    episodes: Positive
+
+
+class Point(msgspec.Struct, frozen=True, kw_only=True):
+    """One setting of the exits and what it was measured to bring and to cost, in episodes that it played itself.
+
+    Attributes:
+        thresholds, repeat, hold_threshold: the setting; see `values.Operating`.
+        return_mean: mean undiscounted return of an episode.
+        return_frac: the same, normalised as the frontier says; `return_low` and `return_high` bound it at 95 %.
+        ops_frac: mean operations of a tick (`nets.ops`), as a share of the network without exits.
+        exit_share: share of ticks answered by each exit; with measured costs an exit, the mean cost of a tick.
+        held_share: share of ticks that repeated the action before; all shares add up to 1.
+        episodes: played.
+    """
+
+    thresholds: tuple[Share, ...]
+    repeat: Repeat = 1
+    hold_threshold: Share = 1.0
+    return_mean: float
+    return_frac: float
+    return_low: float
+    return_high: float
+    ops_frac: Annotated[float, Meta(gt=0)]
+    exit_share: tuple[Share, ...]
+    held_share: Share
+    episodes: Positive
+
+    @property
+    def operating(self) -> Operating:
+        """The setting."""
+        return Operating(self.thresholds, self.repeat, self.hold_threshold)
+
+
+class Frontier(msgspec.Struct, frozen=True, kw_only=True):
+    """What the exits can be set to, from cheap to dear, measured on the very network of the bundle.
+
+    Attributes:
+        env: gymnasium id of what was played.
+        metric: what an episode is judged by.
+        rule: how returns are normalised: 0 is a random policy, 1 the full network.
+        random, full: the two references.
+        full_ops: operations of the network without exits.
+        points: sorted by `ops_frac`.
+    """
+
+    env: str = ""
+    metric: str = "return"
+    rule: Literal["(J - J_random) / (J_full - J_random)"] = "(J - J_random) / (J_full - J_random)"
+    random: Reference
+    full: Reference
+    full_ops: Positive
+    points: Annotated[tuple[Point, ...], Meta(min_length=1, max_length=1024)]
+
+
+class Risk(msgspec.Struct, frozen=True, kw_only=True):
+    """A promise about the bundle's own setting of the exits, tested on episodes that chose nothing else.
+
+    Attributes:
+        max_loss_frac: at most this much of the normalised return is lost, in the mean over episodes,
+        delta: unless the draw of test episodes was one of the unlucky share `delta` of all draws.
+        low, high: returns are clipped to these before they are averaged.
+        method: of the test.
+        episodes: each of the random policy, the full network and every tested setting.
+        p_values: of the tested settings, in the order of testing; the test ended with the first above `delta`.
+        holds: a setting passed and is the bundle's; otherwise the full network acts.
+    """
+
+    max_loss_frac: Annotated[float, Meta(gt=0, lt=1)]
+    delta: Annotated[float, Meta(gt=0, lt=1)]
+    low: float
+    high: float
+    method: str
+    episodes: Positive
+    p_values: tuple[Share, ...]
+    holds: bool
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,12 +246,16 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         gamma: discount per decision.
         net: a `nets.NetSpec` as plain data.
         thresholds: confidence 0..1 from which on an exit is believed; one for every exit but the last.
+        repeat, hold_threshold: with the thresholds, the setting of the exits; see `values.Operating`.
         exits: one entry an exit, shallow to deep.
         safe_action: what to do when the policy cannot be asked.
         ranges: activation -> (low, high) with which `policy.onnx` was quantized.
         golden: of `golden.obs` and `golden.head`.
         provenance: where the network comes from; free.
         members: name -> hash and size.
+        frontier: other settings of the exits and what they bring; None when nobody measured this network.
+        risk: what was promised of the setting above; None when nothing was.
+        costs: measured by `edgert policy bench`, one entry a board, runtime, precision and rate.
     """
 
     format: Literal[1] = 1
@@ -123,12 +269,22 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     gamma: Share
     net: dict[str, Any]
     thresholds: tuple[Share, ...]
-    exits: Annotated[tuple[Exit, ...], Meta(min_length=1, max_length=32)]
+    repeat: Repeat = 1
+    hold_threshold: Share = 1.0
+    exits: Annotated[tuple[Exit, ...], Meta(min_length=1, max_length=_EXITS_MAX)]
     safe_action: Annotated[int, Meta(ge=0)]
     ranges: dict[str, tuple[float, float]]
     golden: Golden
     provenance: dict[str, Any] = {}
     members: dict[str, Member] = {}
+    frontier: Frontier | None = None
+    risk: Risk | None = None
+    costs: Annotated[tuple[Cost, ...], Meta(max_length=256)] = ()
+
+    @property
+    def operating(self) -> Operating:
+        """The setting of the exits that the bundle asks for."""
+        return Operating(self.thresholds, self.repeat, self.hold_threshold)
 
 
 class Bundle(NamedTuple):
@@ -137,7 +293,7 @@ class Bundle(NamedTuple):
     Attributes:
         manifest: what this version understands of it.
         unknown: top-level manifest keys that it does not; kept, so that passing through here loses nothing.
-        members: name -> content, those of `MEMBERS`.
+        members: name -> content, those of `MEMBERS`, and perhaps of `stage_members` and `FLOAT_MEMBER`.
         signature: as found, not verified; None when there is none.
     """
 
@@ -145,6 +301,23 @@ class Bundle(NamedTuple):
     unknown: dict[str, Any]
     members: dict[str, bytes]
     signature: bytes | None = None
+
+
+def stage_members(n_exits: int) -> tuple[str, ...]:
+    """What a bundle may hold beside `MEMBERS`, all or nothing.
+
+    Args:
+        n_exits: of the network.
+
+    Returns:
+        The name of each stage's TFLite file, shallow to deep.
+
+    Raises:
+        UsageError: never.
+    Source:
+        ours: TFLite's own If leaves its fast kernels, so each stage is a file and the decision lies between them.
+    """
+    return tuple(f"stage{k}.tflite" for k in range(n_exits))
 
 
 def schema_hash(manifest: Manifest) -> str:
@@ -167,6 +340,8 @@ def schema_hash(manifest: Manifest) -> str:
 
 def _check(manifest: Manifest) -> None:
     """What the types cannot say."""
+    points = manifest.frontier.points if manifest.frontier else ()
+    stages = stage_members(len(manifest.exits))
     faults = {
         f"task: {manifest.task[:100]!r} is not 1 to 64 letters, digits, '_', '.', '-', the first a letter or digit": (
             not wire.is_name(manifest.task)  # it is a topic segment
@@ -180,7 +355,17 @@ def _check(manifest: Manifest) -> None:
         "action.names: not one an action": len(manifest.action.names) not in (0, manifest.action.n),
         "observation.channels: not one a channel": len(manifest.observation.channels)
         not in (0, manifest.observation.shape[2]),
-        f"members: {sorted(manifest.members)} instead of {sorted(MEMBERS)}": set(manifest.members) != set(MEMBERS),
+        "frontier: a point has not one threshold an exit but the last, or not one share an exit": any(
+            len(point.thresholds) != len(manifest.exits) - 1 or len(point.exit_share) != len(manifest.exits)
+            for point in points
+        ),
+        "costs: not one entry an exit": any(len(cost.exits) != len(manifest.exits) for cost in manifest.costs),
+        "frontier: points are not sorted by ops_frac": any(a.ops_frac > b.ops_frac for a, b in pairwise(points)),
+        f"members: {sorted(manifest.members)} instead of {sorted(MEMBERS)}, or these and all of {list(stages)}": set(
+            manifest.members
+        )
+        - {FLOAT_MEMBER}
+        not in ({*MEMBERS}, {*MEMBERS, *stages}),
     }
     wrong = [fault for fault, is_so in faults.items() if is_so]
     if wrong:
@@ -192,7 +377,7 @@ def write(manifest: Manifest, members: Mapping[str, bytes], unknown: Mapping[str
 
     Args:
         manifest: its `members` are filled in here.
-        members: name -> content, exactly those of `MEMBERS`.
+        members: name -> content, those of `MEMBERS`, all or none of `stage_members`, perhaps `FLOAT_MEMBER`.
         unknown: manifest keys of a later version, carried along.
 
     Returns:
@@ -205,7 +390,7 @@ def write(manifest: Manifest, members: Mapping[str, bytes], unknown: Mapping[str
     """
     listed = {
         name: Member(hashlib.sha256(members[name]).hexdigest(), len(members[name]))
-        for name in MEMBERS
+        for name in (*MEMBERS, *stage_members(len(manifest.exits)), FLOAT_MEMBER)
         if name in members
     }
     manifest = msgspec.structs.replace(manifest, members=listed)
@@ -218,7 +403,7 @@ def write(manifest: Manifest, members: Mapping[str, bytes], unknown: Mapping[str
         raise ArtifactError(f"bundle, {_MANIFEST}: {error}") from error
     packed = BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
-        for name, content in ((_MANIFEST, encoded), *((name, members[name]) for name in MEMBERS)):
+        for name, content in ((_MANIFEST, encoded), *((name, members[name]) for name in listed)):
             info = zipfile.ZipInfo(name, _STAMP)
             info.create_system, info.external_attr = 3, 0o644 << 16  # as if made on Unix, wherever it is made
             archive.writestr(info, content)
@@ -232,12 +417,13 @@ def _unpack(data: bytes) -> dict[str, bytes]:
     if len(data) > _BUNDLE_BYTES_MAX:
         raise ArtifactError(f"bundle: {len(data)} bytes, more than the {_BUNDLE_BYTES_MAX} that a device accepts")
     limits = {_MANIFEST: _MANIFEST_BYTES_MAX, _SIGNATURE: _SIGNATURE_BYTES_MAX}
+    known = (_MANIFEST, _SIGNATURE, *MEMBERS, *stage_members(_EXITS_MAX), FLOAT_MEMBER)
     found: dict[str, bytes] = {}
     try:
         with zipfile.ZipFile(BytesIO(data)) as archive:
             for info in archive.infolist():
                 name = info.filename
-                if name not in (_MANIFEST, _SIGNATURE, *MEMBERS) or name in found:
+                if name not in known or name in found:
                     raise ArtifactError(f"bundle: {'second' if name in found else 'unexpected'} member {name!r}")
                 if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                     raise ArtifactError(f"bundle: member {name} is encrypted or packed in an unknown way")
@@ -287,5 +473,7 @@ def read(data: bytes) -> Bundle:
             raise ArtifactError(
                 f"bundle: member {name} is {'missing' if content is None else 'not what the manifest says'}"
             )
+    if unlisted := found.keys() - manifest.members.keys():
+        raise ArtifactError(f"bundle: unexpected member {min(unlisted)!r}: the manifest does not list it")
     unknown = {key: value for key, value in document.items() if key not in Manifest.__struct_fields__}
-    return Bundle(manifest, unknown, {name: found[name] for name in MEMBERS}, signature)
+    return Bundle(manifest, unknown, {name: found[name] for name in manifest.members}, signature)

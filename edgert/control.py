@@ -15,18 +15,21 @@ import msgspec
 from edgert import bus, wire
 from edgert.config import Config
 from edgert.errors import MessageError
-from edgert.fleet import session
+from edgert.fleet import command, session
 from edgert.govern.budget import allot
 from edgert.govern.estimate import Estimate, update
 from edgert.values import (
+    EXITS_ORDER_ENDED,
     ActorReport,
     Answer,
     Ask,
     Budget,
     Candidate,
+    ExitsSet,
     Happened,
     Readings,
     Role,
+    SetExits,
     Swap,
     Swapped,
     Told,
@@ -38,6 +41,7 @@ TRAINER_HANG_S = 60.0  # it reports between its tasks, and one network with its 
 START_PATIENCE_S = 20.0  # without a hello a child is hung; importing a runtime from a cold SD card takes seconds
 RESTART_BASE_S, RESTART_CAP_S, STABLE_S = 0.5, 10.0, 60.0
 """The first restart is immediate; from the second on the delay doubles; a child that lived STABLE_S is forgiven."""
+REPLY_EXPIRY_S = 30
 ANSWER_EXPIRY_S = 30  # an answer later than that teaches about a policy long gone
 
 
@@ -60,6 +64,13 @@ class Child(msgspec.Struct, frozen=True):
     next_start_s: float = 0.0
 
 
+class Order(msgspec.Struct, frozen=True):
+    """What the fleet wants of the exits, and until when (monotonic; None: until further notice)."""
+
+    told: SetExits
+    until_s: float | None
+
+
 class World(msgspec.Struct, frozen=True, kw_only=True):
     """The whole memory of a supervisor.
 
@@ -73,8 +84,11 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
         readings, budget: of the last look; no budget before the first.
         link_up, link_reason, link_ups: the session stands, why it does not, how many there were.
         actor, actor_at_s, trainer, trainer_at_s: the last reports, and when (or when the child said hello).
+        acting_frac: share of one core that the actor used between its last two reports; 1 before.
         pending, acting: the swap the actor was told to make, and the one it made (None: the installed bundle).
         last_swap: outcome of the newest.
+        order, offered: about the exits: the one the actor obeys, and a newer one it has not answered yet. Kept in
+            memory only: a supervisor that starts anew knows neither, and an actor that outlived it goes on obeying.
         ready: systemd was told so.
         counters: name -> total.
     """
@@ -95,9 +109,12 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
     actor_at_s: float | None = None
     trainer: TrainerReport | None = None
     trainer_at_s: float | None = None
+    acting_frac: float = 1.0
     pending: Swap | None = None
     acting: Swap | None = None
     last_swap: Swapped | None = None
+    order: Order | None = None
+    offered: Order | None = None
     ready: bool = False
     counters: dict[str, int] = {}
 
@@ -242,6 +259,8 @@ def _allot(world: World, now_s: float, effects: list[bus.Effect]) -> World:
         train_steps_hz=config.learn.train_steps_hz if config.learn.enabled else 0.0,
         teacher_bytes_per_s=config.teacher.max_bytes_per_s if config.teacher.enabled else 0.0,
         link_up=world.link_up,
+        has_frontier=world.actor is not None and world.actor.has_frontier,
+        acting_frac=world.acting_frac,
     )
     if world.budget is not None and budget.why != world.budget.why:
         effects.append(bus.Record("budget-changed", dict(budget.why)))
@@ -278,6 +297,10 @@ def _connected(world: World, role: Role, pid: int, now_s: float, effects: list[b
         world = msgspec.structs.replace(world, actor_at_s=now_s)
         if world.pending is not None:
             effects.append(bus.Tell("actor", world.pending))
+        for order in filter(None, (world.order, world.offered)):
+            if order.until_s is None or order.until_s > now_s:
+                left_s = None if order.until_s is None else order.until_s - now_s
+                effects.append(bus.Tell("actor", msgspec.structs.replace(order.told, left_s=left_s)))
     return world
 
 
@@ -305,7 +328,11 @@ def _heard(world: World, role: Role, told: Told, now_s: float, effects: list[bus
     replace = msgspec.structs.replace
     match told:
         case ActorReport():
-            previous, world = world.actor, replace(world, actor=told, actor_at_s=now_s)
+            previous, before_s = world.actor, world.actor_at_s
+            world = replace(world, actor=told, actor_at_s=now_s)
+            if previous is not None and previous.pid == told.pid and before_s is not None and now_s > before_s:
+                used_frac = (told.cpu_s - previous.cpu_s) / (now_s - before_s)
+                world = replace(world, acting_frac=min(1.0, max(0.0, used_frac)))
             # Of a socket nobody need ask; there the report itself shows that the loop turns.
             on_demand = world.config.plant.kind == "socket"
             ready = world.ready or (told.acting and (on_demand or told.first_action_s is not None))
@@ -343,7 +370,11 @@ def _heard(world: World, role: Role, told: Told, now_s: float, effects: list[bus
             return replace(_count(world, "networks-accepted"), pending=swap)
         case Swapped():
             return _swapped(world, told, effects)
+        case ExitsSet():
+            return _exits_set(world, told, effects)
         case Happened(name, detail):
+            if name == EXITS_ORDER_ENDED:
+                world = replace(world, order=None)
             effects.append(bus.Record(name, {"role": role, **detail}))
             return _count(world, name)
         case _:
@@ -365,6 +396,38 @@ def _swapped(world: World, told: Swapped, effects: list[bus.Effect]) -> World:
     return replace(world, pending=None)
 
 
+def _exits_set(world: World, told: ExitsSet, effects: list[bus.Effect]) -> World:
+    """The actor answered: note what it obeys, and tell whoever wanted it."""
+    in_force: dict[str, object] = {**msgspec.to_builtins(told.operating), "point": told.point}
+    name = "exits-refused" if told.why else "exits-set"
+    effects.append(bus.Record(name, {"id": told.id, "why": told.why, **in_force}))
+    _reply(world, wire.CommandReply(id=told.id, ok=not told.why, why=told.why, detail=in_force), effects)
+    offered, world = world.offered, _count(world, name)
+    if offered is not None and offered.told.id == told.id:
+        return msgspec.structs.replace(world, order=world.order if told.why else offered, offered=None)
+    if told.why and world.order is not None and world.order.told.id == told.id:
+        return msgspec.structs.replace(world, order=None)  # a new actor could not take it up again
+    return world
+
+
+def _reply(world: World, reply: wire.CommandReply, effects: list[bus.Effect]) -> None:
+    topic = str(wire.Topic(world.config.device.fleet, world.config.device.id, "tele", "reply", reply.id))
+    effects.append(bus.Publish(topic, wire.encode(reply), qos=1, expiry_s=REPLY_EXPIRY_S))
+
+
+def _ordered(world: World, payload: bytes, now_s: float, effects: list[bus.Effect]) -> World:
+    """A command about the exits: it holds once the actor says so."""
+    told = command.read_exits(payload, world.n_exits)
+    if isinstance(told, command.Bad):
+        effects.append(bus.Record("bad-command", {"command": "exits", "id": told.id, "why": told.why[:500]}))
+        if told.id is not None:
+            _reply(world, wire.CommandReply(id=told.id, ok=False, why=told.why), effects)
+        return _count(world, "bad-command")
+    effects.append(bus.Tell("actor", told))
+    until_s = None if told.left_s is None else now_s + told.left_s
+    return msgspec.structs.replace(world, offered=Order(told, until_s))
+
+
 def _received(world: World, message: bus.Received, now_s: float, effects: list[bus.Effect]) -> World:
     try:
         topic = wire.parse_topic(message.topic)
@@ -376,6 +439,8 @@ def _received(world: World, message: bus.Received, now_s: float, effects: list[b
         if (topic.channel, topic.type) == ("cmd", "ack"):
             ack, _ = wire.decode(message.payload, wire.EventAck)
             return _outbox(world, session.Acked(ack.stream, ack.up_to), now_s, effects)
+        if (topic.channel, topic.type) == ("cmd", "exits"):
+            return _ordered(world, message.payload, now_s, effects)
         raise MessageError(f"no device listens on {topic.channel}/{topic.type}")
     except MessageError:
         return _count(world, "malformed-messages")
@@ -481,6 +546,7 @@ def status(world: World, now_s: float) -> dict[str, object]:
             "generation": 0 if world.acting is None else world.acting.generation,
             "pending": None if world.pending is None else world.pending.generation,
             "last_swap": builtins(world.last_swap),
+            "exits_order": None if world.order is None else world.order.told.id,
         },
         "counters": dict(world.counters),
     }

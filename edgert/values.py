@@ -27,6 +27,8 @@ class Reading(msgspec.Struct, frozen=True):
 
 UNKNOWN = Reading(None)
 RETURNS_TOLD = 32
+REPEAT_MAX = 64
+"""Ticks that one decision may be applied for at most: what the plant shows meanwhile is not looked at."""
 
 
 class Readings(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,12 +58,77 @@ class Budget(msgspec.Struct, frozen=True, tag_field="t", tag="budget"):
         train_steps_hz: gradient steps a second the trainer may take.
         teacher_bytes_per_s: bytes a second, both ways, for teacher knowledge.
         why: limit name -> the named reason that set it, in words.
+        max_ops_frac: what a tick may cost on average, as a share of the network without exits; 1 is no limit.
     """
 
     max_exit: int
     train_steps_hz: float
     teacher_bytes_per_s: float
     why: dict[str, str] = {}
+    max_ops_frac: float = 1.0
+
+
+class Operating(msgspec.Struct, frozen=True):
+    """How an early-exit network is run: a setting between much and little computing.
+
+    Attributes:
+        thresholds: confidence 0..1 from which on an exit is believed; one for every exit but the last.
+        repeat: ticks that an action is applied for once it was decided surely enough; 1 decides at every tick.
+        hold_threshold: confidence 0..1 from which on an early exit's action is repeated; 1 never repeats.
+    """
+
+    thresholds: tuple[float, ...]
+    repeat: int = 1
+    hold_threshold: float = 1.0
+
+    def fault(self, n_exits: int) -> str:
+        """What keeps a network of `n_exits` exits from being run like this, in words; empty when nothing does."""
+        if len(self.thresholds) != n_exits - 1:
+            return f"{len(self.thresholds)} thresholds for {n_exits} exits: every exit but the last needs one"
+        for name, shares in (("thresholds", self.thresholds), ("hold_threshold", (self.hold_threshold,))):
+            if not all(0 <= share <= 1 for share in shares):  # written so that NaN fails as well
+                return f"{name} {', '.join(map(str, shares))}: a confidence lies in 0..1"
+        if not 1 <= self.repeat <= REPEAT_MAX:
+            return f"repeat {self.repeat}: an action is applied for 1 to {REPEAT_MAX} ticks"
+        return ""
+
+
+class SetExits(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="set-exits"):
+    """Supervisor -> actor: the fleet wants the exits set like this; with nothing set, like the bundle says.
+
+    Attributes:
+        id: of the command, for the answer.
+        operating: a setting, or
+        point: the index of a point of the acting bundle's frontier.
+        max_ops_frac: what a tick may cost on average, as a share of the network without exits.
+        left_s: how long this holds from now on; None until further notice.
+    """
+
+    id: str
+    operating: Operating | None = None
+    point: int | None = None
+    max_ops_frac: float = 1.0
+    left_s: float | None = None
+
+
+EXITS_ORDER_ENDED = "exits-order-ended"
+"""What happened when an actor gives up a `SetExits`: its time is over, or it does not fit a new network."""
+
+
+class ExitsSet(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="exits-set"):
+    """Actor -> supervisor: what came of a `SetExits`.
+
+    Attributes:
+        id: of the command.
+        why: empty when it was obeyed; otherwise what was wrong, and the former setting stands.
+        operating: in force from the next tick on.
+        point: index of the frontier's point that this is, if it is one.
+    """
+
+    id: str
+    why: str
+    operating: Operating
+    point: int | None
 
 
 class Hello(msgspec.Struct, frozen=True, tag_field="t", tag="hello"):
@@ -92,6 +159,10 @@ class ActorReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag=
         acting: a policy decides (False: safe action only).
         first_action_s: process start -> first action applied by a policy, or None.
         cpu_s, rss_bytes: of the process.
+        held: ticks that repeated the action before, without inference; counted in no exit.
+        operating: the setting of the exits in force.
+        point: index of the frontier's point that it is, if it is one.
+        has_frontier: compute can be taken away by choosing another point; without, only by forbidding exits.
     """
 
     pid: int
@@ -110,6 +181,10 @@ class ActorReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag=
     first_action_s: float | None
     cpu_s: float
     rss_bytes: int
+    held: int = 0
+    operating: Operating | None = None
+    point: int | None = None
+    has_frontier: bool = False
 
 
 class TrainerReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="trainer"):
@@ -234,6 +309,8 @@ Told = (
     | Candidate
     | Swap
     | Swapped
+    | SetExits
+    | ExitsSet
     | Happened
     | StatusRequest
     | StatusReply

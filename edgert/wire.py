@@ -141,6 +141,44 @@ class EventAck(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", ta
     v: int = VERSION
 
 
+class ExitsCommand(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag="exits-command"):
+    """How the exits of a device's network are to be set; `fleet.command` judges it. With nothing set: the bundle's own.
+
+    Attributes:
+        id: of this command, a topic segment; the reply is found under it.
+        thresholds, repeat, hold_threshold: a setting, or
+        point: the index of a point of the acting bundle's frontier.
+        max_ops_frac: what a tick may cost on average, as a share of the network without exits.
+        valid_s: how long this holds, from its arrival on; None until further notice.
+    """
+
+    id: str
+    thresholds: tuple[float, ...] | None = None
+    repeat: int = 1
+    hold_threshold: float = 1.0
+    point: int | None = None
+    max_ops_frac: float = 1.0
+    valid_s: float | None = None
+    v: int = VERSION
+
+
+class CommandReply(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag="command-reply"):
+    """What a device made of a command; expendable, an event tells the same.
+
+    Attributes:
+        id: of the command.
+        ok: it was obeyed.
+        why: it was not.
+        detail: what is in force now.
+    """
+
+    id: str
+    ok: bool
+    why: str = ""
+    detail: dict[str, object] = {}
+    v: int = VERSION
+
+
 class KnowAsk(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag="know-ask"):
     """A student's question: what is each action worth in these observations?
 
@@ -181,8 +219,8 @@ class KnowAnswer(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", 
     v: int = VERSION
 
 
-Message = Status | Telemetry | Event | EventAck | KnowAsk | KnowAnswer
-M = TypeVar("M", Status, Telemetry, Event, EventAck, KnowAsk, KnowAnswer)
+Message = Status | Telemetry | Event | EventAck | ExitsCommand | CommandReply | KnowAsk | KnowAnswer
+M = TypeVar("M", Status, Telemetry, Event, EventAck, ExitsCommand, CommandReply, KnowAsk, KnowAnswer)
 
 
 class Decoded(NamedTuple):

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from edgert import bundle
 from edgert.errors import ArtifactError
+from edgert.values import Operating
 
 CONTENT = {"policy.onnx": b"graph" * 50, "params.f32": b"\0" * 64, "golden.obs": b"", "golden.head": b"h"}
 
@@ -98,6 +99,21 @@ def test_a_changed_or_missing_member_is_refused_by_name(name: str) -> None:
         bundle.read(rezip([(k, v) for k, v in members.items() if k != name]))
     with pytest.raises(ArtifactError, match=name):
         bundle.write(manifest(), {k: v for k, v in CONTENT.items() if k != name})
+
+
+def test_tflite_models_are_there_for_every_stage_or_not_at_all() -> None:
+    stages = {"stage0.tflite": b"a", "stage1.tflite": b"bb"}
+    packed = bundle.write(manifest(), {**CONTENT, **stages})
+    assert bundle.read(packed).members == {**CONTENT, **stages}
+    again = bundle.read(packed)
+    assert bundle.write(again.manifest, again.members, again.unknown) == packed
+    for name in stages:
+        with pytest.raises(ArtifactError, match=r"members: .*stage1\.tflite"):
+            bundle.write(manifest(), {**CONTENT, name: b"a"})
+        with pytest.raises(ArtifactError, match=f"member {name} is missing"):
+            bundle.read(rezip([(key, content) for key, content in unzip(packed).items() if key != name]))
+    with pytest.raises(ArtifactError, match=r"unexpected member 'stage0\.tflite': the manifest does not list it"):
+        bundle.read(rezip([*unzip(bundle.write(manifest(), CONTENT)).items(), *stages.items()]))
 
 
 @pytest.mark.parametrize("name", ["../policy.onnx", "/etc/passwd", "extra", "policy.onnx", "dir/", "Manifest.json"])
@@ -192,3 +208,82 @@ def test_a_task_that_cannot_be_a_topic_segment_is_refused(task: str) -> None:
         bundle.write(manifest(task=task), CONTENT)
     with pytest.raises(ArtifactError, match="task: "):
         bundle.read(edited(task=task))
+
+
+COST = bundle.Cost(
+    board="linux", cpu="c", runtime="onnx", version="1", precision="int8", rate_hz=20.0,
+    exits=(bundle.ExitCost(1e-4, 2e-4, 1e-4), bundle.ExitCost(2e-4, 3e-4, 2e-4)), samples=9,
+)  # fmt: skip
+
+
+def test_costs_and_operations_are_kept_and_older_bundles_have_none() -> None:
+    made = manifest(costs=(COST,), exits=(bundle.Exit(10, 25), bundle.Exit(20, 50)))
+    assert bundle.read(bundle.write(made, CONTENT)).manifest.costs == (COST,)
+    document = json.loads(unzip(bundle.write(manifest(), CONTENT))["manifest.json"])
+    assert [each.pop("ops") for each in document["exits"]] == [None, None]
+    del document["costs"]
+    members = [("manifest.json", json.dumps(document).encode()), *CONTENT.items()]
+    old = bundle.read(rezip(members)).manifest
+    assert old.costs == () and [each.ops for each in old.exits] == [None, None]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"exits": COST.exits[:1]}, {"samples": 0}, {"precision": "int4"}, {"rate_hz": 0.0}],
+)
+def test_costs_that_make_no_sense_are_refused(changed: dict[str, Any]) -> None:
+    with pytest.raises(ArtifactError, match="cost"):
+        bundle.write(manifest(costs=(msgspec.structs.replace(COST, **changed),)), CONTENT)
+
+
+def test_a_float_graph_may_be_there() -> None:
+    content = {**CONTENT, bundle.FLOAT_MEMBER: b"small"}
+    assert bundle.read(bundle.write(manifest(), content)).members == content
+
+
+def point(**changed: Any) -> dict[str, Any]:
+    fields = {"return_mean": 1.0, "return_frac": 1.0, "return_low": 0.9, "return_high": 1.1, "episodes": 9}
+    shares = {"exit_share": [0.5, 0.5], "held_share": 0.0}
+    return {"thresholds": [0.5], "ops_frac": 0.5, **shares, **fields, **changed}
+
+
+def frontier_of(*points: dict[str, Any]) -> dict[str, Any]:
+    reference = {"mean": 1.0, "episodes": 9}
+    return {"random": reference, "full": reference, "full_ops": 20, "points": points}
+
+
+def test_a_frontier_is_read_and_older_bundles_have_none() -> None:
+    found = bundle.read(edited(frontier=frontier_of(point(), point(ops_frac=0.9, repeat=4, hold_threshold=0.9))))
+    assert found.manifest.frontier is not None
+    assert [each.operating for each in found.manifest.frontier.points] == [
+        Operating((0.5,)),
+        Operating((0.5,), 4, 0.9),
+    ]
+    old = bundle.read(bundle.write(manifest(), CONTENT)).manifest
+    assert (old.frontier, old.risk, old.operating) == (None, None, Operating((0.5,)))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"frontier": frontier_of()},
+        {"frontier": frontier_of(point(thresholds=[0.5, 0.5]))},
+        {"frontier": frontier_of(point(exit_share=[1.0]))},
+        {"frontier": frontier_of(point(thresholds=[1.5]))},
+        {"frontier": frontier_of(point(thresholds=[float("nan")]))},
+        {"frontier": frontier_of(point(repeat=0))},
+        {"frontier": frontier_of(point(repeat=65))},
+        {"frontier": frontier_of(point(ops_frac=0.0))},
+        {"frontier": frontier_of(point(ops_frac=0.9), point())},
+        {"thresholds": [0.5, 0.5]},
+        {"thresholds": []},
+        {"thresholds": [-0.1]},
+        {"thresholds": [float("nan")]},
+        {"repeat": 0},
+        {"hold_threshold": 1.5},
+        {"risk": {"max_loss_frac": 0.1}},
+    ],
+)
+def test_a_setting_that_cannot_be_run_or_was_not_measured_on_these_exits_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ArtifactError):
+        bundle.read(edited(**wrong))

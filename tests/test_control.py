@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cbor2
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,14 +12,18 @@ from edgert.bus import Effect, Input
 from edgert.control import Child, World
 from edgert.fleet import session
 from edgert.values import (
+    EXITS_ORDER_ENDED,
     ActorReport,
     Answer,
     Ask,
     Budget,
     Candidate,
+    ExitsSet,
     Happened,
+    Operating,
     Reading,
     Readings,
+    SetExits,
     Swap,
     Swapped,
     Told,
@@ -315,3 +320,107 @@ def test_a_trainer_that_hangs_is_killed_and_one_that_works_on_is_not() -> None:
     world, _ = control.step(world, bus.Spawned("trainer", 13), end_s + 0.3)
     world, effects = control.step(world, bus.Connected("trainer", 13), end_s + 0.4)
     assert not of(effects, bus.Kill), "the silence of its predecessor is not its own"
+
+
+OPERATING = Operating((0.2, 0.3), 4, 0.9)
+
+
+def commanded(world: World, now_s: float, **fields: object) -> tuple[World, list[Effect]]:
+    payload = cbor2.dumps({"schema": "exits-command", "v": 1, "id": "c1", **fields})
+    return control.step(world, bus.Received("edgert/v1/default/d1/cmd/exits/-", payload, None), now_s)
+
+
+def replies(effects: list[Effect]) -> list[wire.CommandReply]:
+    found = [effect for effect in of(effects, bus.Publish) if "/tele/reply/" in effect.topic]
+    return [wire.decode(effect.payload, wire.CommandReply)[0] for effect in found]
+
+
+def orders(effects: list[Effect]) -> list[SetExits]:
+    return [effect.told for effect in of(effects, bus.Tell) if isinstance(effect.told, SetExits)]
+
+
+def obeyed(world: World, now_s: float, id_: str = "c1", why: str = "") -> tuple[World, list[Effect]]:
+    told = ExitsSet(id=id_, why=why, operating=OPERATING, point=3)
+    return control.step(world, bus.Heard("actor", told), now_s)
+
+
+def test_an_order_is_told_answered_and_told_again_to_a_new_actor() -> None:
+    wanted = {"thresholds": [0.2, 0.3], "repeat": 4, "hold_threshold": 0.9, "valid_s": 60.0}
+    world, effects = commanded(started(), 1.0, **wanted)
+    assert orders(effects) == [SetExits(id="c1", operating=OPERATING, left_s=60.0)]
+    assert not replies(effects) and control.status(world, 1.0)["policy"]["exits_order"] is None  # type: ignore[index]  # a document of plain maps
+    world, effects = obeyed(world, 1.1)
+    (reply,) = replies(effects)
+    assert (reply.id, reply.ok, reply.detail["repeat"], reply.detail["point"]) == ("c1", True, 4, 3)
+    assert [effect.name for effect in of(effects, bus.Record)] == ["exits-set"]
+    assert control.status(world, 2.0)["policy"]["exits_order"] == "c1"  # type: ignore[index]  # as above
+    world, _ = control.step(world, bus.Exited("actor", 11, -9), 11.0)
+    world, effects = control.step(world, bus.Connected("actor", 21), 11.0)
+    assert orders(effects) == [SetExits(id="c1", operating=OPERATING, left_s=50.0)]
+    world, effects = control.step(world, bus.Connected("actor", 22), 62.0)
+    assert not orders(effects), "its time is over"
+
+
+def test_an_order_that_found_no_actor_waits_for_it() -> None:
+    world, _ = control.step(started(), bus.Exited("actor", 11, -9), 1.0)
+    world, _ = commanded(world, 2.0, point=2)
+    world, effects = control.step(world, bus.Connected("actor", 21), 3.0)
+    assert orders(effects) == [SetExits(id="c1", point=2)]
+
+
+def test_a_refused_order_leaves_the_former_one() -> None:
+    world, _ = commanded(started(), 1.0, point=2)
+    world, _ = obeyed(world, 1.0)
+    world, _ = commanded(world, 2.0, id="c2", point=99)
+    world, effects = obeyed(world, 2.0, "c2", "no such point")
+    assert [(reply.ok, reply.why) for reply in replies(effects)] == [(False, "no such point")]
+    assert [effect.name for effect in of(effects, bus.Record)] == ["exits-refused"]
+    _, effects = control.step(world, bus.Connected("actor", 21), 3.0)
+    assert [order.id for order in orders(effects)] == ["c1"]
+
+
+def test_an_order_that_a_new_actor_refuses_is_forgotten() -> None:
+    world, _ = commanded(started(), 1.0, point=2)
+    world, _ = obeyed(world, 1.0)
+    world, _ = control.step(world, bus.Connected("actor", 21), 2.0)
+    world, _ = obeyed(world, 2.1, why="no frontier")
+    assert world.order is None
+
+
+def test_an_order_that_the_actor_gave_up_is_forgotten() -> None:
+    world, _ = commanded(started(), 1.0, point=2)
+    world, _ = obeyed(world, 1.0)
+    ended = Happened(EXITS_ORDER_ENDED, {"id": "c1", "why": "expired"})
+    world, effects = control.step(world, bus.Heard("actor", ended), 2.0)
+    assert [effect.name for effect in of(effects, bus.Record)] == [EXITS_ORDER_ENDED]
+    _, effects = control.step(world, bus.Connected("actor", 21), 3.0)
+    assert not orders(effects)
+
+
+@pytest.mark.parametrize("fields", [{"thresholds": [0.5]}, {"thresholds": [0.5, float("nan")]}, {"point": -1}])
+def test_a_bad_command_changes_nothing_and_is_named_counted_and_answered(fields: dict[str, object]) -> None:
+    before = started()
+    world, effects = commanded(before, 1.0, **fields)
+    assert world.counters["bad-command"] == 1 and not orders(effects)
+    assert [effect.name for effect in of(effects, bus.Record)] == ["bad-command"]
+    assert [reply.ok for reply in replies(effects)] == [False]
+    world, effects = commanded(world, 2.0, id="a/b")
+    assert world.counters["bad-command"] == 2 and not replies(effects), "nobody could receive that"
+    assert (world.order, world.offered) == (None, None)
+
+
+def test_the_budget_asks_for_a_cheaper_setting_where_the_actor_has_one() -> None:
+    hot = bus.Sensed(Readings(temp_c=Reading(80.0), load_frac=Reading(0.1)))
+    for has_frontier, max_exit in ((False, 1), (True, 2)):
+        world, _ = feed(started(), (1.0, bus.Heard("actor", report(has_frontier=has_frontier))), (2.0, hot))
+        assert world.budget is not None
+        assert (world.budget.max_exit, world.budget.max_ops_frac < 1) == (max_exit, True)
+
+
+def test_what_acting_costs_is_measured_between_two_reports_of_one_actor() -> None:
+    world, _ = feed(started(), (1.0, bus.Heard("actor", report(cpu_s=1.0))))
+    assert world.acting_frac == 1.0, "unknown is judged as the worst"
+    world, _ = feed(world, (3.0, bus.Heard("actor", report(cpu_s=1.1))))
+    assert world.acting_frac == pytest.approx(0.05)
+    world, _ = feed(world, (4.0, bus.Heard("actor", report(pid=99, cpu_s=0.5))))
+    assert world.acting_frac == pytest.approx(0.05), "another process's clock"

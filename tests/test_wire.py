@@ -23,13 +23,25 @@ VECTORS: dict[str, wire.Message] = {
     ),
     "event-bare": wire.Event(stream="9b1d", seq=0, first=0, at_s=0.0, name="started"),
     "event-ack": wire.EventAck(stream="9b1d", up_to=(1 << 63) - 1),
+    "exits-command": wire.ExitsCommand(id="c1", thresholds=(0.25, 1.0), repeat=2, hold_threshold=0.5, valid_s=60.0),
+    "exits-command-reset": wire.ExitsCommand(id="c2"),
+    "command-reply": wire.CommandReply(id="c1", ok=False, why="pinned", detail={"point": None}),
     "know-ask": wire.KnowAsk(
         task="breakout", obs_shape=(10, 10, 4), n_actions=6, count=2, codec=1, data=bytes(range(16))
     ),
     "know-answer": wire.KnowAnswer(teacher="0123456789abcdef", count=2, codec=1, data=b"\x00\xff"),
     "know-answer-error": wire.KnowAnswer(teacher="0123456789abcdef", count=0, codec=1, data=b"", error="obs-shape"),
 }
-SCHEMAS = (wire.Status, wire.Telemetry, wire.Event, wire.EventAck, wire.KnowAsk, wire.KnowAnswer)
+SCHEMAS = (
+    wire.Status,
+    wire.Telemetry,
+    wire.Event,
+    wire.EventAck,
+    wire.ExitsCommand,
+    wire.CommandReply,
+    wire.KnowAsk,
+    wire.KnowAnswer,
+)
 
 TEXT = st.text(max_size=12)
 LEAVES = (
@@ -49,6 +61,17 @@ MESSAGES = st.one_of(
     st.builds(wire.Telemetry, at_s=AT, status=DOCUMENTS),
     st.builds(wire.Event, stream=TEXT, seq=SEQ, first=SEQ, at_s=AT, name=TEXT, detail=DOCUMENTS),
     st.builds(wire.EventAck, stream=TEXT, up_to=SEQ),
+    st.builds(
+        wire.ExitsCommand,
+        id=TEXT,
+        thresholds=st.none() | st.lists(AT, max_size=3).map(tuple),
+        repeat=st.integers(-5, 99),
+        hold_threshold=AT,
+        point=st.none() | st.integers(-5, 99),
+        max_ops_frac=AT,
+        valid_s=st.none() | AT,
+    ),
+    st.builds(wire.CommandReply, id=TEXT, ok=st.booleans(), why=TEXT, detail=DOCUMENTS),
     st.builds(wire.KnowAsk, task=TEXT, obs_shape=st.tuples(SIDE, SIDE, SIDE), n_actions=SIDE, **CODED),
     st.builds(wire.KnowAnswer, teacher=TEXT, error=TEXT, **CODED),
 )

@@ -14,17 +14,26 @@ BUSY_FLOOR_FRAC = 0.25
 """Share of the gradient steps left at full CPU load. Not zero: the load counts our own niced trainer, which the actor
 does not feel, and switching it off for its own load would only make it oscillate (ours)."""
 
+BUSY_OPS_FRAC = 0.5
+"""Share of a decision's operations left at full CPU load. Training pays for a busy processor first, and the actor's
+deadline shortens its decisions when it must, so no more than this is taken (ours)."""
+
+ACTING_FRAC = 0.1
+"""Share of one core from which on acting is a load worth lowering: a processor that others keep busy is not relieved by
+deciding worse (ours)."""
+
 SLOW_FLOOR_FRAC = 0.1
 """Share of the teacher's bytes left on a link however slow, or of unmeasured delay, as long as it is up (ours)."""
 
 
 class _Limit(msgspec.Struct, frozen=True):
-    """What one quantity leaves of each figure: a share 0..1, and how many of the deepest exits it takes away."""
+    """What one quantity leaves of each figure: shares 0..1, and how many of the deepest exits it takes away."""
 
     reason: str
     train_frac: float = 1.0
     teacher_frac: float = 1.0
     exits_off: float = 0
+    ops_frac: float = 1.0
 
 
 def allot(
@@ -35,6 +44,8 @@ def allot(
     train_steps_hz: float,
     teacher_bytes_per_s: float,
     link_up: bool,
+    has_frontier: bool = False,
+    acting_frac: float = 1.0,
 ) -> Budget:
     """Decide what the device may spend until the next look.
 
@@ -45,6 +56,9 @@ def allot(
         train_steps_hz: gradient steps a second when nothing is scarce; 0 when training is off.
         teacher_bytes_per_s: bytes a second for teachers when nothing is scarce; 0 when they are not asked.
         link_up: the session with the broker stands.
+        has_frontier: the acting network can be made cheaper by choosing another setting of its exits, of known return,
+            within `max_ops_frac`. Without, and always when something is critical, the deepest exits are forbidden.
+        acting_frac: what the actor uses, as a share of one core; 1 when nobody knows.
 
     Returns:
         The budget. Exit 0 is always allowed. Hotter, emptier, busier or slower never buys more. `why` names for each
@@ -61,23 +75,29 @@ def allot(
     limits = scales(govern)
     found = [
         _slow(estimate.link_rtt_s, limits.link_rtt_s) if link_up else _Limit("link-down", teacher_frac=0.0),
-        _busy(estimate.load_frac, limits.load_frac),
+        _busy(estimate.load_frac, limits.load_frac, acting_frac >= ACTING_FRAC),
         _scarce(estimate.temp_c, limits.temp_c),
         _scarce(estimate.battery_frac, limits.battery_frac),
     ]
     train = min(found, key=lambda limit: limit.train_frac)
     teacher = min(found, key=lambda limit: limit.teacher_frac)
-    exits = max(found, key=lambda limit: limit.exits_off)
+    # Forbidding an exit changes what every measured setting brings, so it is left to what leaves no choice.
+    off = [limit.exits_off if limit.exits_off == math.inf or not has_frontier else 0 for limit in found]
+    exits_off = max(off)
+    exits = found[off.index(exits_off)]
+    ops = min(found, key=lambda limit: limit.ops_frac)
     deepest = max(0, n_exits - 1)
     return Budget(
-        max_exit=int(max(0, deepest - exits.exits_off)),
+        max_exit=int(max(0, deepest - exits_off)),
         train_steps_hz=train.train_frac * max(0.0, train_steps_hz),
         teacher_bytes_per_s=teacher.teacher_frac * max(0.0, teacher_bytes_per_s),
         why={
-            "max_exit": exits.reason if exits.exits_off > 0 else "ok",
+            "max_exit": exits.reason if exits_off > 0 else "ok",
             "train_steps_hz": train.reason if train.train_frac < 1.0 else "ok",
             "teacher_bytes_per_s": teacher.reason if teacher.teacher_frac < 1.0 else "ok",
+            "max_ops_frac": ops.reason if ops.ops_frac < 1.0 else "ok",
         },
+        max_ops_frac=ops.ops_frac,
     )
 
 
@@ -88,16 +108,20 @@ def _scarce(belief: Belief, scale: Scale) -> _Limit:
     mild, worst = scale.bands
     if belief.level == 1 and belief.value is not None:
         left_frac = _ramp(belief.value, mild.leave, worst.enter)
-        return _Limit(mild.reason, left_frac, left_frac, exits_off=1)
-    return _Limit(_worst_reason(belief, scale), 0.0, 0.0, exits_off=math.inf)
+        return _Limit(mild.reason, left_frac, left_frac, exits_off=1, ops_frac=left_frac)
+    return _Limit(_worst_reason(belief, scale), 0.0, 0.0, exits_off=math.inf, ops_frac=0.0)
 
 
-def _busy(belief: Belief, scale: Scale) -> _Limit:
-    """CPU load: slower training only. The actor's deadline already cuts its exits short when it has to."""
+def _busy(belief: Belief, scale: Scale, acting_counts: bool) -> _Limit:
+    """CPU load: slower training, and cheaper decisions where these are a part of the load worth the name."""
     if belief.level == 0:
         return _Limit("ok")
     left_frac = 0.0 if belief.value is None else _ramp(belief.value, scale.bands[0].leave, 1.0)
-    return _Limit(_worst_reason(belief, scale), train_frac=BUSY_FLOOR_FRAC + (1.0 - BUSY_FLOOR_FRAC) * left_frac)
+    return _Limit(
+        _worst_reason(belief, scale),
+        train_frac=BUSY_FLOOR_FRAC + (1.0 - BUSY_FLOOR_FRAC) * left_frac,
+        ops_frac=BUSY_OPS_FRAC + (1.0 - BUSY_OPS_FRAC) * left_frac if acting_counts else 1.0,
+    )
 
 
 def _slow(belief: Belief, scale: Scale) -> _Limit:

@@ -7,13 +7,15 @@ from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
-from edgert import __version__, bundle, onnxfile, quant
-from edgert.bundle import Bundle, Golden, Manifest
+from edgert import __version__, bundle, onnxfile, quant, tflitefile
+from edgert.bundle import Bundle, Cost, Golden, Manifest
 from edgert.errors import ArtifactError, UsageError
-from edgert.nets import F32, U8, NetSpec, Params, macs, matrix_shape, stages, weighted
+from edgert.nets import F32, U8, Conv, NetSpec, Params, Placed, forward, macs, matrix_shape, ops, stages, weighted
 
 _EDGE_MAX = 1 << 16
+_UNITS_A_STEP = (2.0**-32, 255.0)  # of any multiplier: outside, everything rounds to 0 or saturates, whatever it is
 _HEAD_ERROR_FRAC = 1e-3  # of the largest golden value: far above float rounding, far below one wrong weight
 
 
@@ -27,6 +29,7 @@ class Policy(NamedTuple):
         tensors: of `policy.onnx`, by name; holds at least `quant.layout(spec)`.
         golden_obs: (n, H, W, C) uint8.
         golden_head: (n, n_exits, n_actions + 1) float32.
+        precision: what `onnx` and `golden_head` are in; see `as_float`.
     """
 
     bundle: Bundle
@@ -35,6 +38,7 @@ class Policy(NamedTuple):
     tensors: quant.Tensors
     golden_obs: U8
     golden_head: F32
+    precision: bundle.Precision = "int8"
 
     @property
     def manifest(self) -> Manifest:
@@ -43,8 +47,74 @@ class Policy(NamedTuple):
 
     @property
     def onnx(self) -> bytes:
-        """The serialized int8 graph."""
+        """The serialized graph; empty where the bundle has none in this precision."""
         return self.bundle.members["policy.onnx"]
+
+    @property
+    def tflite(self) -> tuple[bytes, ...]:
+        """The same graph as one TFLite model a stage; empty in a bundle without them."""
+        members = self.bundle.members
+        return tuple(members[name] for name in bundle.stage_members(self.spec.n_exits) if name in members)
+
+
+def _needs_pad(placed: Placed) -> bool:
+    """Whether a layer pads its input in a way that TFLite's SAME does not mean."""
+    if not isinstance(placed.layer, Conv) or not placed.layer.padding:
+        return False
+    _, kernel, stride, padding = msgspec.structs.astuple(placed.layer)
+    for size, wanted in zip(placed.in_shape[:2], placed.out_shape[:2], strict=True):
+        added = max((wanted - 1) * stride + kernel - size, 0)
+        if wanted != -(-size // stride) or added // 2 != padding:
+            return True
+    return False
+
+
+def tflite_tensors(spec: NetSpec, tensors: quant.Tensors) -> list[dict[str, npt.NDArray[Any]]]:
+    """What the TFLite model of each stage holds.
+
+    Every activation has the scale 1 there and a zero point 128 below ours, since TFLite wants int8: the network counts
+    in steps of its own quantization, and a layer's weight scale is the multiplier from its sums to the next layer's
+    steps. So an output layer's input is a whole number even as a float, its sums are exact, and one multiplication at
+    the end gives the very bits of `quant.IntNet`.
+
+    Args:
+        spec: the network.
+        tensors: of `quant.quantize`.
+
+    Returns:
+        For each stage, name as in `tflitefile` -> array. `x` is its input; `<layer>.y` is what a layer gives;
+        weights are (out, row, column, in) int8, or (out, in), which is float32 in output layers.
+
+    Raises:
+        UsageError: as `nets.stages`.
+    Source:
+        ours; the order of the float32 products in the multiplier is onnxruntime's and XNNPACK's.
+    """
+    zero = {"obs": np.array([-128], np.int64)}
+    found = []
+    for stage in quant.steps(spec):
+        held: dict[str, npt.NDArray[Any]] = {"x.zp": zero[stage.trunk[0].source]}
+        for step in (*stage.trunk, *stage.head):
+            name = step.placed.name
+            if not step.weighted:
+                held[f"{name}.y.zp"] = zero[step.source]
+                continue
+            weight, bias = tensors[f"{name}.w"], tensors[f"{name}.b"]
+            if _needs_pad(step.placed):
+                held[f"{name}.padded.zp"] = zero[step.source]
+            scale = tensors[f"{name}.x.scale"] * tensors[f"{name}.w.scale"]
+            weight = weight.transpose(0, 2, 3, 1) if isinstance(step.placed.layer, Conv) else weight.T
+            if step.is_output:
+                held[f"{name}.w"], held[f"{name}.b"] = weight.astype(np.float32), bias.astype(np.float32)
+                held[f"{name}.unit"] = scale
+                continue
+            scale = np.clip(scale / tensors[f"{name}.y.scale"], *_UNITS_A_STEP).astype(np.float32)
+            zero[name] = tensors[f"{name}.y.zp"].reshape(1).astype(np.int64) - 128
+            held[f"{name}.w"], held[f"{name}.b"] = weight, bias
+            held[f"{name}.w.scale"] = held[f"{name}.b.scale"] = scale
+            held[f"{name}.y.zp"] = zero[name]
+        found.append(held)
+    return found
 
 
 def _spec(manifest: Manifest) -> NetSpec:
@@ -60,9 +130,9 @@ def _spec(manifest: Manifest) -> NetSpec:
     except (msgspec.ValidationError, UsageError) as error:
         raise ArtifactError(f"bundle, manifest.json, net: {error}") from error
     said = (manifest.observation.shape, manifest.action.n, manifest.observation.scale)
-    if (tuple(spec.input_shape), spec.n_actions, spec.input_scale) != said or [e.macs for e in manifest.exits] != macs(
-        spec
-    ):
+    fits = (tuple(spec.input_shape), spec.n_actions, spec.input_scale) == said
+    fits = fits and [e.macs for e in manifest.exits] == macs(spec)
+    if not fits or any(e.ops not in (None, n) for e, n in zip(manifest.exits, ops(spec), strict=True)):
         raise ArtifactError("bundle, manifest.json: net does not fit observation, action and exits")
     return spec
 
@@ -103,11 +173,22 @@ def load(data: bytes) -> Policy:
             raise ArtifactError(f"bundle: {name} holds values that are not finite")
     tensors = onnxfile.read(packed.members["policy.onnx"])
     quant.IntNet(spec, tensors)
-    return Policy(packed, spec, Params(spec, flat), tensors, golden_obs, golden_head)
+    policy = Policy(packed, spec, Params(spec, flat), tensors, golden_obs, golden_head)
+    for k, (stage, held) in enumerate(zip(policy.tflite, tflite_tensors(spec, tensors), strict=False)):
+        if tflitefile.patch(stage, held) != stage:
+            raise ArtifactError(f"bundle: stage{k}.tflite holds other values than policy.onnx; export it again")
+    return policy
 
 
 def pack(
-    manifest: Manifest, params: Params, onnx: bytes, golden_obs: U8, unknown: Mapping[str, Any] | None = None
+    manifest: Manifest,
+    params: Params,
+    onnx: bytes,
+    golden_obs: U8,
+    unknown: Mapping[str, Any] | None = None,
+    *,
+    tflite: Sequence[bytes] = (),
+    float_onnx: bytes = b"",
 ) -> bytes:
     """Make a bundle; the golden answers come from the integer reference on the graph's own tensors.
 
@@ -117,6 +198,8 @@ def pack(
         onnx: the int8 graph, its tensors already those of the parameters.
         golden_obs: (n, H, W, C) uint8, n >= 1.
         unknown: manifest keys of a later version, carried along.
+        tflite: the same graph as one TFLite model a stage, or none.
+        float_onnx: the float32 graph, with weights or without, or none.
 
     Returns:
         The file.
@@ -130,13 +213,20 @@ def pack(
     heads = quant.forward(params.spec, onnxfile.read(onnx), golden_obs)
     golden_head = np.stack([heads[k] for k in range(params.spec.n_exits)], 1)
     bound = _HEAD_ERROR_FRAC * float(np.abs(golden_head).max(initial=0)) + 1e-6
-    manifest = msgspec.structs.replace(manifest, golden=Golden(len(golden_obs), bound))
+    # Two roundings of one network may lie on either side of it.
+    floats = forward(params, golden_obs)
+    rounding = max(float(np.abs(heads[k] - floats[k]).max()) for k in heads)
+    manifest = msgspec.structs.replace(manifest, golden=Golden(len(golden_obs), bound, max(bound, 2 * rounding)))
     members = {
         "policy.onnx": onnx,
         "params.f32": params.flat.astype("<f4").tobytes(),
         "golden.obs": golden_obs.tobytes(),
         "golden.head": golden_head.astype("<f4").tobytes(),
+        **dict(zip(bundle.stage_members(len(tflite)), tflite, strict=True)),
     }
+    if float_onnx:
+        members[bundle.FLOAT_MEMBER] = onnxfile.strip(float_onnx, params.views.keys())
+        onnxfile.fill(members[bundle.FLOAT_MEMBER], float_tensors(params))
     data = bundle.write(manifest, members, unknown)
     load(data)
     return data
@@ -162,7 +252,8 @@ def derive(
         thresholds: confidences 0..1; None keeps the parent's.
 
     Returns:
-        The file; equal arguments give equal bytes.
+        The file; equal arguments give equal bytes. It has no frontier, no promise and repeats no action: those were
+        measured on the parent.
 
     Raises:
         ArtifactError: parameters or ranges are not finite or do not fit the parent.
@@ -172,6 +263,9 @@ def derive(
     if params.spec != parent.spec:
         raise ArtifactError("the new parameters belong to another network than the bundle they should replace")
     onnx = onnxfile.patch(parent.onnx, quantized.tensors)
+    held = tflite_tensors(parent.spec, quantized.tensors) if parent.tflite else []
+    tflite = [tflitefile.patch(*stage) for stage in zip(parent.tflite, held, strict=True)]
+    float_onnx = parent.bundle.members.get(bundle.FLOAT_MEMBER, b"")
     manifest = msgspec.structs.replace(
         parent.manifest,
         created=created,
@@ -179,5 +273,84 @@ def derive(
         ranges=quantized.ranges,
         provenance=dict(provenance),
         thresholds=parent.manifest.thresholds if thresholds is None else tuple(thresholds),
+        # Measured on the parent: they say nothing about this network, whose confidences have moved.
+        repeat=1,
+        hold_threshold=1.0,
+        frontier=None,
+        risk=None,
     )
-    return pack(manifest, params, onnx, parent.golden_obs, parent.bundle.unknown)
+    return pack(manifest, params, onnx, parent.golden_obs, parent.bundle.unknown, tflite=tflite, float_onnx=float_onnx)
+
+
+def float_tensors(params: Params) -> dict[str, F32]:
+    """What the float32 graph holds.
+
+    Args:
+        params: float32 parameters.
+
+    Returns:
+        `<layer>.w` and `<layer>.b` as ONNX wants them: convolutions (out, in, row, column), dense (in, out).
+
+    Raises:
+        UsageError: as `nets.stages`.
+    Source:
+        ONNX operator specification, Conv and Gemm.
+    """
+    found = dict(params.views)
+    for name, layer, in_shape, _ in weighted(params.spec):
+        if isinstance(layer, Conv):
+            rows = found[f"{name}.w"].reshape(layer.kernel, layer.kernel, in_shape[-1], -1)
+            found[f"{name}.w"] = np.ascontiguousarray(rows.transpose(3, 2, 0, 1))
+    return found
+
+
+def as_float(policy: Policy) -> Policy:
+    """The same network in float32, for boards on which that is faster than int8.
+
+    Args:
+        policy: of `load`.
+
+    Returns:
+        A policy whose graph and golden answers are those of the float parameters; its TFLite models are left out. The
+        thresholds are the bundle's, fitted on int8 heads, which differ from these by no more than rounding does.
+
+    Raises:
+        ArtifactError: the float graph does not fit the parameters.
+    Source:
+        ours: int8 can be slower than float on small networks and on cores without integer dot products.
+    """
+    members = {name: policy.bundle.members[name] for name in bundle.MEMBERS}
+    stripped = policy.bundle.members.get(bundle.FLOAT_MEMBER)
+    members["policy.onnx"] = b"" if stripped is None else onnxfile.fill(stripped, float_tensors(policy.params))
+    heads = forward(policy.params, policy.golden_obs)
+    golden_head = np.stack([heads[k] for k in range(policy.spec.n_exits)], 1)
+    bound = _HEAD_ERROR_FRAC * float(np.abs(golden_head).max(initial=0)) + 1e-6
+    manifest = msgspec.structs.replace(policy.manifest, golden=Golden(len(golden_head), bound, bound))
+    return policy._replace(
+        bundle=policy.bundle._replace(manifest=manifest, members=members), golden_head=golden_head, precision="fp32"
+    )
+
+
+def with_costs(policy: Policy, costs: Sequence[Cost]) -> bytes:
+    """Write measured costs into a bundle.
+
+    Args:
+        policy: of `load`.
+        costs: what was measured; an older entry of the same board, runtime, precision and rate is replaced.
+
+    Returns:
+        The file, unsigned.
+
+    Raises:
+        ArtifactError: not one entry an exit.
+    Source:
+        ours: a fleet of equal boards is measured once.
+    """
+
+    def key(cost: Cost) -> tuple[object, ...]:
+        return cost.board, cost.cpu, cost.runtime, cost.precision, cost.rate_hz
+
+    new = {key(cost) for cost in costs}
+    kept = [cost for cost in policy.manifest.costs if key(cost) not in new]
+    manifest = msgspec.structs.replace(policy.manifest, costs=(*kept, *costs))
+    return bundle.write(manifest, policy.bundle.members, policy.bundle.unknown)

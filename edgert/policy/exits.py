@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgert.errors import ArtifactError, UsageError
+from edgert.quant import IntNet
 
 F32: TypeAlias = npt.NDArray[np.float32]
 
@@ -173,6 +174,38 @@ def decide(heads: Mapping[int, F32], thresholds: Sequence[float]) -> npt.NDArray
     """
     greedy = np.stack([heads[k][:, :-1].argmax(1) for k in range(len(heads))], 1)
     return np.asarray(greedy[np.arange(len(greedy)), taken(heads, thresholds)])
+
+
+def answer(net: IntNet, obs: npt.NDArray[np.uint8], threshold_logits: F32) -> tuple[F32, npt.NDArray[np.int64]]:
+    """Run a batch, each observation up to its first exit that is sure enough and no further.
+
+    Args:
+        net: the integer network.
+        obs: (n, H, W, C) uint8.
+        threshold_logits: (n_exits - 1,) float32, or (n, n_exits - 1) for a setting of its own each.
+
+    Returns:
+        (n, n_actions + 1) float32, the head that answered; and (n,) which exit it is.
+
+    Raises:
+        UsageError: never; shapes are the caller's.
+    Source:
+        `IntNet.first_sure` for many at once: the integer sums are exact, so both give the same bits.
+    """
+    last = net.spec.n_exits - 1
+    head = np.empty((len(obs), net.spec.n_actions + 1), np.float32)
+    exit_ = np.full(len(obs), last)
+    bars = np.broadcast_to(threshold_logits, (len(obs), last))
+    rows, x = np.arange(len(obs)), np.ascontiguousarray(obs)
+    for k in range(last + 1):
+        if not len(rows):
+            break
+        x = net.trunk(k, x)
+        here = net.head(k, x)
+        sure = here[:, -1] >= bars[rows, k] if k < last else np.ones(len(rows), bool)
+        head[rows[sure]], exit_[rows[sure]] = here[sure], k
+        rows, x = rows[~sure], x[~sure]
+    return head, exit_
 
 
 def fit_threshold(logits: F32, regret: F32, allowed_regret: float) -> float:

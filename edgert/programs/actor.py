@@ -28,9 +28,9 @@ import numpy as np
 
 from edgert.bundle import Manifest, read, schema_hash
 from edgert.config import Config
-from edgert.errors import ArtifactError
+from edgert.errors import ArtifactError, ConfigError, UsageError
 from edgert.nets import F32, U8
-from edgert.policy import artifact, exits
+from edgert.policy import artifact, exits, frontier, hold
 from edgert.ports.plant import Observation, Plant
 from edgert.ports.process import (
     Layout,
@@ -43,8 +43,21 @@ from edgert.ports.process import (
     usage,
 )
 from edgert.ports.ring import EXPLORED, SAFE, TERMINATED, TRUNCATED, RingWriter
-from edgert.ports.runtime import Kind, Runtime, open_runtime
-from edgert.values import RETURNS_TOLD, ActorReport, Budget, Happened, Stop, Swap, Swapped, Told
+from edgert.ports.runtime import Kind, Runtime
+from edgert.ports.runtime.choice import Opened, open_chosen
+from edgert.values import (
+    EXITS_ORDER_ENDED,
+    RETURNS_TOLD,
+    ActorReport,
+    Budget,
+    ExitsSet,
+    Happened,
+    SetExits,
+    Stop,
+    Swap,
+    Swapped,
+    Told,
+)
 
 LATENCIES = 1200
 """Decisions that the latency figures look back on: one minute at 20 Hz."""
@@ -55,6 +68,8 @@ SLOW_DOWN = 0.9
 DOUBT = 0.998
 """What is left, a tick, of the cost of an exit that was shunned because of it: only running it could tell that it is
 fast again. Close to 1, since trying an exit that is still too slow misses a deadline."""
+PATIENCE_MAX = 64
+"""How many times slower than by `DOUBT` that cost fades at most: it doubles with every trial that was late."""
 
 log = logging.getLogger("edgert.actor")
 
@@ -67,6 +82,8 @@ class Prepared(NamedTuple):
     policy: artifact.Policy | None
     why: str
     prepare_s: float
+    costs_s: tuple[float, ...] = ()
+    """Median seconds at each exit that were measured on this board; empty when nobody did."""
 
 
 class Former(NamedTuple):
@@ -80,20 +97,32 @@ class Former(NamedTuple):
     flags: int
 
 
+class Held(NamedTuple):
+    """A decision that is still to be applied for `left` ticks."""
+
+    action: int
+    exit: int
+    confidence: float | None
+    left: int
+
+
 class Loader(threading.Thread):
     """Loads, verifies and warms networks beside the act loop; the loop polls `done`."""
 
-    def __init__(self, schema: str, runtime_kind: Kind) -> None:
+    def __init__(self, schema: str, n_exits: int, runtime_kind: Kind, measured: Path) -> None:
         """Start idle.
 
         Args:
             schema: observation and action schema that every network must have.
-            runtime_kind: `auto`, `onnx` or `numpy`.
+            n_exits: that every network must have: budgets and pinned thresholds count on them.
+            runtime_kind: of the configuration.
+            measured: file in which `edgert policy bench` left what is fastest here.
         """
         super().__init__(name="loader", daemon=True)
         self.done: SimpleQueue[Prepared] = SimpleQueue()
         self._todo: SimpleQueue[Swap] = SimpleQueue()
-        self._schema, self._kind = schema, runtime_kind
+        self._schema, self._n_exits, self._kind = schema, n_exits, runtime_kind
+        self._measured, self._said = measured, ""
 
     def ask(self, swap: Swap) -> None:
         """Prepare this one next."""
@@ -105,21 +134,28 @@ class Loader(threading.Thread):
             swap = self._todo.get()
             started_s = time.monotonic()
             try:
-                policy, runtime = self._prepare(swap)
-                self.done.put(Prepared(swap, runtime, policy, "", time.monotonic() - started_s))
+                policy, (runtime, _, costs_s) = self._prepare(swap)
+                self.done.put(Prepared(swap, runtime, policy, "", time.monotonic() - started_s, costs_s))
             except Exception as error:  # broad: a bundle is foreign data, and without this thread none is ever loaded
                 self.done.put(
                     Prepared(swap, None, None, f"{type(error).__name__}: {error}", time.monotonic() - started_s)
                 )
 
-    def _prepare(self, swap: Swap) -> tuple[artifact.Policy, Runtime]:
+    def _prepare(self, swap: Swap) -> tuple[artifact.Policy, Opened]:
         data = Path(swap.path).read_bytes()
         if swap.sha256 and hashlib.sha256(data).hexdigest() != swap.sha256:
             raise ArtifactError(f"{swap.path} is not the file that was offered: its sha256 differs")
         policy = artifact.load(data)
         if schema_hash(policy.manifest) != self._schema:
             raise ArtifactError(f"{swap.path} has another observation or action schema than the installed policy")
-        return policy, open_runtime(policy, self._kind)
+        if policy.spec.n_exits != self._n_exits:
+            raise ArtifactError(f"{swap.path} has {policy.spec.n_exits} exits, the installed policy {self._n_exits}")
+        opened = open_chosen(policy, self._kind, self._measured)
+        said = f"runtime {opened.runtime.name}: {opened.why}"
+        if said != self._said:  # not at every swap
+            log.info("%s", said)
+            self._said = said
+        return policy, opened
 
 
 class Actor:
@@ -137,10 +173,10 @@ class Actor:
         self.config, self.plant, self.manifest = config, plant, manifest
         self.period_s = 1.0 / manifest.control_rate_hz
         self.deadline_s = config.policy.deadline_s or 0.8 * self.period_s
-        self.thresholds = list(config.policy.thresholds or manifest.thresholds)
         self.n_exits = len(manifest.exits)
         self.max_exit = self.n_exits - 1
         self.costs_s = [0.0] * self.n_exits
+        self.patience = [1] * self.n_exits
         self.parent = Parent(layout.control, "actor")
         former_ring = _inode(layout.ring)
         self.ring = RingWriter(
@@ -149,7 +185,7 @@ class Actor:
         if former_ring not in (None, _inode(layout.ring)):
             log.warning("%s was broken, or of another size or schema: it begins anew", layout.ring)
             self.parent.send(Happened("ring-begun-anew", {"path": str(layout.ring)}), keep=True)
-        self.loader = Loader(schema_hash(manifest), config.policy.runtime)
+        self.loader = Loader(schema_hash(manifest), self.n_exits, config.policy.runtime, layout.measured)
         self.runtime: Runtime | None = None
         self.generation = 0
         self.born_s = started_monotonic_s()
@@ -157,6 +193,7 @@ class Actor:
         self.ticks = self.missed = self.safe = 0
         self.missed_at_swap = 0
         self.taken = [0] * self.n_exits
+        self.held = 0
         self.latencies_s = np.zeros(LATENCIES)
         self.episodes = 0
         self.returns: deque[float] = deque(maxlen=RETURNS_TOLD)
@@ -166,7 +203,16 @@ class Actor:
         self.faults: dict[str, int] = {}
         self.rng = np.random.default_rng()
         self._previous: Former | None = None
-        self._logits = exits.effective_thresholds(self.thresholds, self.max_exit)
+        self._held: Held | None = None
+        self.max_ops_frac = 1.0
+        self.order: SetExits | None = None
+        self.order_until_s: float | None = None
+        self.acting = manifest
+        self.setting = frontier.Setting(manifest.operating, None)
+        try:
+            self._settle(manifest, None)
+        except UsageError as error:
+            raise ConfigError(f"policy.thresholds: {error}") from error
 
     def run(self, first: Swap, stopping: Stopping) -> int:
         """Act until told to stop.
@@ -208,6 +254,8 @@ class Actor:
                     stopping.asked = True
                 self._heed(told)
             self._swap_if_ready()
+            if self.order_until_s is not None and now_s >= self.order_until_s:
+                self._forget_order("expired")
             if self.parent.lost_s is not None and now_s - self.parent.lost_s > ORPHAN_S:
                 log.error("no supervisor for %.0f s: leaving", ORPHAN_S)
                 break
@@ -224,14 +272,21 @@ class Actor:
         started_s = time.monotonic()
         action, exit_, confidence, flags = self.manifest.safe_action, 0, None, SAFE
         self.met_plant = self.met_plant or observation is not None
+        held, self._held = self._held if self._goes_on(observation) else None, None
         if observation is None:
             if self.met_plant:  # before that it is starting, which is no fault
                 self._fault("observation-missing")
         elif self.runtime is not None:
             try:
-                inference = self.runtime.infer(observation.obs, self._within(due_s - started_s))
-                chosen = exits.choose(inference.head)
-                action, confidence, exit_, flags = chosen.action, chosen.confidence, inference.exit, 0
+                if held is None:
+                    inference = self.runtime.infer(observation.obs, self._within(due_s - started_s))
+                    chosen = exits.choose(inference.head)
+                    left = hold.more(self._rule, inference.exit, float(inference.head[-1]))
+                    now = Held(chosen.action, inference.exit, chosen.confidence, left)
+                else:
+                    now = held._replace(left=held.left - 1)
+                action, confidence, exit_, flags = now.action, now.confidence, now.exit, 0
+                self._held = now if now.left else None
             except ArtifactError as error:
                 self._fault("output-not-finite")
                 if self.faults["output-not-finite"] == 1:  # at the control rate it would fill the disk with logs
@@ -242,23 +297,41 @@ class Actor:
                 and self.rng.random() < self.config.policy.explore_frac
             ):
                 action, flags = int(self.rng.integers(self.manifest.action.n)), EXPLORED
+                self._held = None  # where chance leads, what was decided before need not hold
         decided_s = time.monotonic()
         self.plant.apply(action, exit=exit_, confidence=confidence, generation=self.generation)
 
         if flags & SAFE:
             self.safe += 1
+        elif held is not None:
+            self.held += 1
         else:
             took_s = decided_s - started_s
-            self.latencies_s[self.ticks % LATENCIES] = took_s
+            self.latencies_s[sum(self.taken) % LATENCIES] = took_s
             # One stall says little about an exit: it counts as no more than twice what was usual.
             usual_s = self.costs_s[exit_] or took_s
             self.costs_s[exit_] = SLOW_DOWN * usual_s + (1 - SLOW_DOWN) * min(took_s, 2 * usual_s)
+            if decided_s <= due_s:
+                self.patience[exit_] = 1
+            elif started_s < due_s:
+                self.patience[exit_] = min(2 * self.patience[exit_], PATIENCE_MAX)
             self.taken[exit_] += 1
             if self.first_action_s is None:
                 self.first_action_s = decided_s - self.born_s
         self.ticks += 1
         self.missed += decided_s > due_s
         self._remember(observation, action, exit_, flags)
+
+    def _goes_on(self, observation: Observation | None) -> bool:
+        """The observation follows from the action before, in the same episode."""
+        former = self._previous
+        return (
+            observation is not None
+            and former is not None
+            and observation.action is not None
+            and observation.stream == former.stream
+            and not (observation.terminated or observation.truncated)
+        )
 
     def _within(self, remaining_s: float) -> F32:
         """Thresholds that keep to the budget, and to the deadline when it is near."""
@@ -268,7 +341,7 @@ class Actor:
         deepest = min(self.max_exit, exits.deepest_affordable(self.costs_s, remaining_s))
         if remaining_s > 0:  # with no time left every exit is too slow, which tells nothing about one
             for shunned in range(deepest + 1, self.max_exit + 1):
-                self.costs_s[shunned] *= DOUBT
+                self.costs_s[shunned] *= DOUBT ** (1 / self.patience[shunned])
         return exits.effective_thresholds(self.thresholds, deepest)
 
     def _remember(self, observation: Observation | None, action: int, exit_: int, flags: int) -> None:
@@ -310,16 +383,62 @@ class Actor:
 
     def _heed(self, told: Told) -> None:
         match told:
-            case Budget(max_exit=max_exit):
-                max_exit = min(max(max_exit, 0), self.n_exits - 1)
-                if max_exit != self.max_exit:
-                    self.max_exit = max_exit
-                    self._logits = exits.effective_thresholds(self.thresholds, max_exit)
+            case Budget():
+                self.max_exit = min(max(told.max_exit, 0), self.n_exits - 1)
+                self.max_ops_frac = told.max_ops_frac
+                self._settle(self.acting, self.order)
+            case SetExits():
+                self._obey(told)
             case Swap():
                 self.missed_at_swap = self.missed
                 self.loader.ask(told)
             case _:
                 pass
+
+    def _settle(self, manifest: Manifest, order: SetExits | None) -> None:
+        """Put in force what configuration, fleet, budget and bundle make of the exits together.
+
+        Raises:
+            UsageError: the order, or the configuration, does not fit this bundle; nothing has changed.
+        """
+        if order is not None and order.max_ops_frac < 1 and manifest.frontier is None:
+            raise UsageError("this network has no frontier to choose a cheaper setting from")
+        setting = frontier.settle(
+            manifest,
+            pinned=self.config.policy.thresholds,
+            wanted=order.operating if order else None,
+            point=order.point if order else None,
+            max_ops_frac=min(self.max_ops_frac, order.max_ops_frac if order else 1.0),
+        )
+        if setting.operating != self.setting.operating:
+            self._held = None
+        self.setting, self.thresholds = setting, list(setting.operating.thresholds)
+        self._rule = hold.rule(setting.operating)
+        self._logits = exits.effective_thresholds(self.thresholds, self.max_exit)
+
+    def _obey(self, order: SetExits) -> None:
+        """Take an order of the fleet, or say why not; the configuration's thresholds stand above it."""
+        wants_anything, why = order.operating is not None or order.point is not None or order.max_ops_frac < 1, ""
+        try:
+            if wants_anything and self.config.policy.thresholds is not None:
+                raise UsageError("policy.thresholds in the device's configuration pins the exits")
+            self._settle(self.acting, order)
+        except UsageError as error:
+            why = str(error)
+        else:
+            self.order, self.order_until_s = order if wants_anything else None, None
+            if wants_anything and order.left_s is not None:
+                self.order_until_s = time.monotonic() + order.left_s
+        self.parent.send(
+            ExitsSet(id=order.id, why=why, operating=self.setting.operating, point=self.setting.point), keep=True
+        )
+
+    def _forget_order(self, why: str) -> None:
+        """Go back to the bundle's own setting."""
+        if self.order is not None:
+            self.parent.send(Happened(EXITS_ORDER_ENDED, {"id": self.order.id, "why": why}), keep=True)
+        self.order = self.order_until_s = None
+        self._settle(self.acting, None)
 
     def _swap_if_ready(self) -> None:
         """Between two ticks: one assignment, and the former network is let go."""
@@ -334,10 +453,14 @@ class Actor:
                 self.loader.ask(Swap(0, self.config.policy.bundle, ""))
         else:
             former, self.runtime = self.runtime, made.runtime
+            for k, cost_s in enumerate(made.costs_s):
+                self.costs_s[k] = self.costs_s[k] or cost_s  # what was met while acting is the better figure
             self.generation = made.swap.generation
-            if self.config.policy.thresholds is None:
-                self.thresholds = list(made.policy.manifest.thresholds)
-                self._logits = exits.effective_thresholds(self.thresholds, self.max_exit)
+            self.acting, self._held = made.policy.manifest, None
+            try:
+                self._settle(self.acting, self.order)
+            except UsageError as error:
+                self._forget_order(str(error))
             if former is None:
                 gc.freeze()  # what was loaded for good need never be scanned again
             else:
@@ -375,6 +498,10 @@ class Actor:
             first_action_s=self.first_action_s,
             cpu_s=cpu_s,
             rss_bytes=rss_bytes,
+            held=self.held,
+            operating=self.setting.operating,
+            point=self.setting.point,
+            has_frontier=self.acting.frontier is not None and self.config.policy.thresholds is None,
         )
 
 

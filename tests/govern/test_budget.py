@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgert.config import Govern
-from edgert.govern.budget import BUSY_FLOOR_FRAC, SLOW_FLOOR_FRAC, allot
+from edgert.govern.budget import BUSY_FLOOR_FRAC, BUSY_OPS_FRAC, SLOW_FLOOR_FRAC, allot
 from edgert.govern.estimate import Estimate, update
 from edgert.values import Budget, Reading, Readings
 
@@ -15,17 +15,32 @@ RAW = Govern(smooth_s=0.0)
 NOMINAL = {"load_frac": 0.1, "temp_c": 40.0, "battery_frac": 0.9, "link_rtt_s": 0.05}
 
 
-def budget(*looks: dict[str, float | None], n_exits: int = 3, link_up: bool = True, govern: Govern = RAW) -> Budget:
+def budget(
+    *looks: dict[str, float | None],
+    n_exits: int = 3,
+    link_up: bool = True,
+    govern: Govern = RAW,
+    has_frontier: bool = False,
+) -> Budget:
     """The budget after these looks, one a minute; what a look does not name is nominal."""
     estimate = Estimate()
     for number, look in enumerate(looks or ({},)):
         given_values = {name: Reading(value) for name, value in {**NOMINAL, **look}.items()}
         estimate = update(estimate, Readings(has_battery=True, **given_values), 60.0 * number, govern)
-    return allot(estimate, govern, n_exits=n_exits, train_steps_hz=20.0, teacher_bytes_per_s=4000.0, link_up=link_up)
+    return allot(
+        estimate,
+        govern,
+        n_exits=n_exits,
+        train_steps_hz=20.0,
+        teacher_bytes_per_s=4000.0,
+        link_up=link_up,
+        has_frontier=has_frontier,
+    )
 
 
 def test_nothing_scarce_buys_everything() -> None:
-    assert budget() == Budget(2, 20.0, 4000.0, {"max_exit": "ok", "train_steps_hz": "ok", "teacher_bytes_per_s": "ok"})
+    names = ("max_exit", "train_steps_hz", "teacher_bytes_per_s", "max_ops_frac")
+    assert budget() == Budget(2, 20.0, 4000.0, dict.fromkeys(names, "ok"), 1.0)
 
 
 @pytest.mark.parametrize(
@@ -53,12 +68,34 @@ def test_each_scarcity_has_its_price_and_name(
     teacher_bytes_per_s: float,
     why: tuple[str, str, str],
 ) -> None:
-    assert budget(look) == Budget(
+    found = budget(look)
+    assert (found.max_exit, found.train_steps_hz, found.teacher_bytes_per_s) == (
         max_exit,
         train_steps_hz,
         teacher_bytes_per_s,
-        dict(zip(("max_exit", "train_steps_hz", "teacher_bytes_per_s"), why, strict=True)),
     )
+    assert tuple(found.why[name] for name in ("max_exit", "train_steps_hz", "teacher_bytes_per_s")) == why
+
+
+@pytest.mark.parametrize(
+    ("look", "max_exit", "max_ops_frac", "why"),
+    [
+        ({}, 2, 1.0, "ok"),
+        ({"load_frac": 1.0}, 2, BUSY_OPS_FRAC, "cpu-high"),
+        ({"temp_c": 78.0}, 2, 0.5, "temp-high"),
+        ({"battery_frac": 0.14}, 2, pytest.approx(0.5), "battery-low"),
+        ({"temp_c": 78.0, "load_frac": 1.0, "battery_frac": 0.10}, 2, pytest.approx(0.3, abs=0.04), "battery-low"),
+        ({"temp_c": 85.0}, 0, 0.0, "temp-critical"),
+        ({"battery_frac": None}, 0, 0.0, "battery-unknown"),
+        ({"link_rtt_s": 500.0}, 2, 1.0, "ok"),
+    ],
+)
+def test_with_a_frontier_scarcity_buys_a_cheaper_setting_and_forbids_exits_only_when_critical(
+    look: dict[str, float | None], max_exit: int, max_ops_frac: float, why: str
+) -> None:
+    found = budget(look, has_frontier=True)
+    assert (found.max_exit, found.max_ops_frac, found.why["max_ops_frac"]) == (max_exit, max_ops_frac, why)
+    assert found.why["max_exit"] == ("ok" if max_exit == 2 else why)
 
 
 def test_sensors_that_died_cost_as_much_as_their_worst_band() -> None:
@@ -93,6 +130,17 @@ def test_training_is_back_in_full_where_the_hysteresis_ends() -> None:
     assert still.why["train_steps_hz"] == "temp-high"
     assert still.train_steps_hz == pytest.approx(20.0, abs=0.01)
     assert budget({"temp_c": 76.0}, {"temp_c": 71.0}).why["train_steps_hz"] == "ok"
+
+
+def test_a_processor_that_others_keep_busy_is_not_relieved_by_deciding_worse() -> None:
+    estimate = update(Estimate(), Readings(load_frac=Reading(1.0), temp_c=Reading(40.0)), 0.0, RAW)
+    for acting_frac, max_ops_frac in ((0.05, 1.0), (0.1, BUSY_OPS_FRAC), (1.0, BUSY_OPS_FRAC)):
+        found = allot(
+            estimate, RAW, n_exits=3, train_steps_hz=20.0, teacher_bytes_per_s=0.0, link_up=True, has_frontier=True,
+            acting_frac=acting_frac,
+        )  # fmt: skip
+        assert (found.max_ops_frac, found.max_exit) == (max_ops_frac, 2)
+        assert found.train_steps_hz == 20.0 * BUSY_FLOOR_FRAC
 
 
 LOOK = st.fixed_dictionaries(
@@ -133,6 +181,7 @@ def test_hotter_emptier_busier_or_slower_never_buys_more(
     assert harsh.max_exit <= kind.max_exit
     assert harsh.train_steps_hz <= kind.train_steps_hz
     assert harsh.teacher_bytes_per_s <= kind.teacher_bytes_per_s
+    assert harsh.max_ops_frac <= kind.max_ops_frac
 
 
 @given(
@@ -148,4 +197,5 @@ def test_allot_is_total_and_bounded(looks: list[dict[str, float | None]], n_exit
     found = allot(estimate, RAW, n_exits=n_exits, train_steps_hz=train_steps_hz, teacher_bytes_per_s=9.0, link_up=True)
     assert 0 <= found.max_exit <= max(0, n_exits - 1)
     assert 0.0 <= found.teacher_bytes_per_s <= 9.0
+    assert 0.0 <= found.max_ops_frac <= 1.0
     assert not math.isfinite(train_steps_hz) or 0.0 <= found.train_steps_hz <= max(0.0, train_steps_hz)

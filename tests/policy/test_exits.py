@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgert import nets, quant
 from edgert.errors import ArtifactError, UsageError
 from edgert.policy import exits
 
@@ -142,3 +143,33 @@ def test_deciding_for_a_batch_is_deciding_one_by_one() -> None:
     for i, action in enumerate(exits.decide(heads, [0.6, 0.4])):
         first = next(k for k in range(3) if k == 2 or heads[k][i, -1] >= logits[k])
         assert action == exits.choose(heads[first][i]).action
+
+
+NET = nets.NetSpec(
+    (6, 6, 2),
+    3,
+    trunk=((nets.Conv(4, 3), nets.Relu()), (nets.Conv(4, 3), nets.Relu()), (nets.Dense(8), nets.Relu())),
+    heads=((nets.MaxPool(2, 2),), (), ()),
+)
+
+
+@given(st.integers(0, 9), st.lists(st.sampled_from([0.0, 0.48, 0.5, 0.52, 1.0]), min_size=2, max_size=2))
+def test_a_batch_is_answered_bit_for_bit_like_each_observation_alone(seed: int, thresholds: list[float]) -> None:
+    rng = np.random.default_rng(seed)
+    params, obs = nets.initialise(NET, rng), rng.integers(0, 2, (7, *NET.input_shape)).astype(np.uint8)
+    net = quant.IntNet(NET, quant.quantize(params, quant.calibrate(params, obs)))
+    bars = exits.effective_thresholds(thresholds, 2)
+    head, exit_ = exits.answer(net, obs, bars)
+    alone = [net.first_sure(obs[i : i + 1], bars) for i in range(len(obs))]
+    assert exit_.tolist() == [k for _, k in alone]
+    assert np.array_equal(head, np.stack([one for one, _ in alone]))
+    mixed = np.stack([bars if i % 2 else exits.effective_thresholds([0.0, 0.0], 2) for i in range(len(obs))])
+    assert exits.answer(net, obs, mixed)[1].tolist() == [exit_[i] if i % 2 else 0 for i in range(len(obs))]
+
+
+def test_a_stage_that_no_observation_goes_on_to_does_not_run() -> None:
+    params, obs = nets.initialise(NET, np.random.default_rng(0)), np.zeros((3, *NET.input_shape), np.uint8)
+    net = quant.IntNet(NET, quant.quantize(params, quant.calibrate(params, obs)))
+    exits.answer(net, obs, exits.effective_thresholds([0.0, 0.0], 2))
+    assert net.counts == [1, 0, 0]
+    assert exits.answer(net, obs[:0], exits.effective_thresholds([0.0, 0.0], 2))[0].shape == (0, 4)
