@@ -389,3 +389,60 @@ def macs(spec: NetSpec) -> list[int]:
                 spent += rows * columns * int(np.prod(placed.out_shape[:-1]))
         totals.append(spent)
     return totals
+
+
+REQUANTIZE_OPS = 5
+"""Per element: multiply by the scale, round, add the zero point, and one comparison at each end of uint8."""
+EXIT_TEST_OPS = 4
+"""Per exit asked: gather its confidence, gather its threshold, compare, branch."""
+
+
+def ops(spec: NetSpec) -> list[int]:
+    """Arithmetic operations of one decision of the int8 graph that leaves at each exit, nothing left out.
+
+    Per node:
+
+    - convolution and dense layer: 2 a multiply-accumulate, 1 an output for the bias (in which the input's zero point is
+      folded), `REQUANTIZE_OPS` an output to round to uint8; a ReLU right behind is the lower of the two comparisons;
+    - output layer of a head (Q-values and confidence): the same, but 1 an output to scale to float instead of rounding;
+    - max-pooling: kernel^2 - 1 comparisons an output;
+    - a ReLU elsewhere: 1 comparison an element, none where nothing can be negative any more;
+    - every exit but the last, once it is asked: `EXIT_TEST_OPS`;
+    - the observation enters as the uint8 it is; transposes and flattening move numbers and compute none.
+
+    Args:
+        spec: the network.
+
+    Returns:
+        Per exit: the trunk up to it, every head on the way, and the test of each of these heads.
+
+    Raises:
+        UsageError: as `stages`.
+    Source:
+        ours: as `macs`, with everything that is not a multiply-accumulate as well; the choice among Q-values is made
+        outside the graph and not counted.
+    """
+
+    def cost(layers: list[Placed], unsigned: bool) -> tuple[int, bool]:
+        """Operations of consecutive layers, and whether what they give cannot be negative."""
+        spent = 0
+        for i, placed in enumerate(layers):
+            elements = int(np.prod(placed.out_shape))
+            match placed.layer:
+                case Conv() | Dense():
+                    is_output = placed.name.endswith(".out")
+                    spent += elements * (2 * matrix_shape(placed)[0] + 1 + (1 if is_output else REQUANTIZE_OPS))
+                    unsigned = i + 1 < len(layers) and isinstance(layers[i + 1].layer, Relu)
+                case MaxPool(kernel):
+                    spent += elements * (kernel * kernel - 1)
+                case Relu():
+                    spent += 0 if unsigned else elements
+        return spent, unsigned
+
+    totals, spent, unsigned, last = [], 0, True, spec.n_exits - 1
+    for k, stage in enumerate(stages(spec)):
+        trunk, unsigned = cost(stage.trunk, unsigned)
+        head, _ = cost(stage.head, unsigned)
+        spent += trunk + head + (EXIT_TEST_OPS if k < last else 0)
+        totals.append(spent)
+    return totals

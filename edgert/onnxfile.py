@@ -7,7 +7,7 @@ understood; whatever is not well-formed is refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -216,3 +216,133 @@ def patch(model: bytes, tensors: Mapping[str, npt.NDArray[Any]]) -> bytes:
         # Not np.ascontiguousarray: it would make a scalar one-dimensional.
         patched[tensor.start : tensor.end] = np.asarray(values, tensor.dtype.newbyteorder("<")).tobytes()
     return bytes(patched)
+
+
+_INSIDE: dict[str, dict[int, str]] = {
+    "model": {_MODEL_GRAPH: "graph"},
+    "graph": {_GRAPH_NODE: "node", _GRAPH_INITIALIZER: "tensor"},
+    "node": {_NODE_ATTRIBUTE: "attribute"},
+    "attribute": {_ATTRIBUTE_GRAPH: "graph", _ATTRIBUTE_GRAPHS: "graph"},
+}
+"""Which fields lead to initializers."""
+
+
+def _length(size: int) -> bytes:
+    """A size as a varint."""
+    encoded = bytearray()
+    while size > 0x7F:
+        encoded.append(size & 0x7F | 0x80)
+        size >>= 7
+    return bytes([*encoded, size])
+
+
+def _rewritten(data: memoryview, kind: str, tensor: Callable[[memoryview], bytes], depth: int = 0) -> bytes:
+    """A message in which every initializer is what `tensor` makes of it; whatever holds it gets its new length."""
+    if depth > 3 * _DEEPEST:
+        raise ArtifactError("ONNX model: graphs nested too deep")
+    parts: list[bytes | memoryview] = []
+    done = 0
+    for number, start, stop in _fields(data, 0, len(data)):
+        inside = _INSIDE[kind].get(number)
+        if inside is None or stop is None:
+            continue
+        content = data[start:stop]
+        new = tensor(content) if inside == "tensor" else _rewritten(content, inside, tensor, depth + 1)
+        head = start - len(_length(len(content))) - 1
+        if head < done or data[head] != number << 3 | 2:
+            raise ArtifactError(
+                f"ONNX model: field {number} before byte {start} is oddly encoded; export it with edgert"
+            )
+        parts += [data[done : head + 1], _length(len(new)), new]
+        done = stop
+    return b"".join([*parts, data[done:]])
+
+
+def _with_raw(data: memoryview, raw: Callable[[str, int, tuple[int, ...]], bytes | None]) -> bytes:
+    """A TensorProto with other `raw_data`; `raw` is told name, data type and shape, and gives None to leave it."""
+    shape: list[int] = []
+    dtype, name, found = 0, "", (len(data), len(data))
+    for number, start, stop in _fields(data, 0, len(data)):
+        if stop is None:
+            shape += [start] if number == _TENSOR_DIMS else []
+            dtype = start if number == _TENSOR_DTYPE else dtype
+        elif number == _TENSOR_NAME:
+            name = bytes(data[start:stop]).decode("utf-8", "replace")
+        elif number == _TENSOR_RAW:
+            found = start - len(_length(stop - start)) - 1, stop
+    new = raw(name, dtype, tuple(shape))
+    if new is None:
+        return bytes(data)
+    field = bytes([_TENSOR_RAW << 3 | 2]) + _length(len(new)) + new
+    return b"".join([data[: found[0]], field, data[found[1] :]])
+
+
+def strip(model: bytes, names: Collection[str]) -> bytes:
+    """Take the values of initializers out and leave their names and shapes.
+
+    Args:
+        model: a serialized ModelProto.
+        names: the initializers to empty.
+
+    Returns:
+        A smaller model, of which only `fill` makes one that runs.
+
+    Raises:
+        ArtifactError: as `fill`.
+    Source:
+        ours: the weights lie in the bundle already; a second graph over them need not carry them again.
+    """
+    return _rewritten(
+        memoryview(model), "model", lambda data: _with_raw(data, lambda name, *_: b"" if name in names else None)
+    )
+
+
+def fill(model: bytes, tensors: Mapping[str, npt.NDArray[Any]]) -> bytes:
+    """Put values into initializers that `strip` emptied.
+
+    Args:
+        model: of `strip`.
+        tensors: name -> values, of the declared type and shape. What is not named stays.
+
+    Returns:
+        A model that can be run.
+
+    Raises:
+        ArtifactError: not a well-formed model, or a tensor is not there or has another type or shape.
+    Source:
+        protobuf.dev/programming-guides/encoding: a message that grows changes only the lengths of what holds it.
+    """
+    left = set(tensors)
+
+    def raw(name: str, dtype: int, shape: tuple[int, ...]) -> bytes | None:
+        if name not in tensors:
+            return None
+        values = tensors[name]
+        if _DTYPES.get(dtype) != values.dtype or shape != values.shape:
+            raise ArtifactError(
+                f"ONNX model: cannot fill {name} with {values.dtype} {values.shape}, it is {_DTYPES.get(dtype)} {shape}"
+            )
+        left.discard(name)
+        return np.asarray(values, values.dtype.newbyteorder("<")).tobytes()
+
+    filled = _rewritten(memoryview(model), "model", lambda data: _with_raw(data, raw))
+    if left:
+        raise ArtifactError(f"ONNX model: cannot fill {min(left)}, the model has no such initializer")
+    return filled
+
+
+def skeleton(model: bytes) -> bytes:
+    """What of a model does not change when its weights do.
+
+    Args:
+        model: a serialized ModelProto.
+
+    Returns:
+        The model without the values of any initializer: equal for all networks of one exporter and one shape.
+
+    Raises:
+        ArtifactError: as `fill`.
+    Source:
+        ours: what was measured of a network's speed still holds after it has learned.
+    """
+    return _rewritten(memoryview(model), "model", lambda data: _with_raw(data, lambda *_: b""))

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgert import quant
 from edgert.errors import UsageError
 from edgert.nets import (
     Conv,
@@ -18,6 +19,7 @@ from edgert.nets import (
     initialise,
     macs,
     matrix_shape,
+    ops,
     stages,
     weighted,
 )
@@ -74,6 +76,29 @@ def test_macs_are_those_counted_by_hand() -> None:
     second = first + 3 * 3 * 6 * 2 * 2 * 5 + 24 * 5
     third = second + 24 * 9 + 9 * 5
     assert macs(NET) == [first, second, third]
+
+
+def test_ops_are_those_counted_by_hand() -> None:
+    # A layer: two a MAC, a bias, and 5 to round; an output layer: two a MAC, a bias and a scale.
+    first = 4 * 4 * 5 * (2 * 27 + 6)  # convolution
+    first += 2 * 2 * 5 * 3 + 7 * (2 * 20 + 6) + 5 * (2 * 7 + 2) + 4  # head: 2x2 maxima, two layers, the test
+    second = first + 3 * 3 * 6 * (2 * 20 + 6) + 2 * 2 * 6 * 3 + 5 * (2 * 24 + 2) + 4
+    third = second + 9 * (2 * 24 + 6) + 5 * (2 * 9 + 2)
+    assert ops(NET) == [first, second, third]
+    assert all(2 * cost < found for cost, found in zip(macs(NET), ops(NET), strict=True))
+
+
+def test_a_relu_is_counted_only_where_the_integer_graph_has_one() -> None:
+    relus = (MaxPool(2, 1), Relu())
+    unsigned, signed = (
+        NetSpec((4, 4, 1), 2, trunk=((Conv(3, 1), *between, *relus),), heads=((),)) for between in ((Relu(),), ())
+    )
+    found = [
+        [step.placed.layer for step in quant.steps(spec)[0].trunk if isinstance(step.placed.layer, Relu)]
+        for spec in (unsigned, signed)
+    ]
+    assert [len(relus) for relus in found] == [0, 1]
+    assert ops(signed)[0] - ops(unsigned)[0] == 3 * 3 * 3
 
 
 def test_exits_can_be_asked_alone_and_give_the_same() -> None:

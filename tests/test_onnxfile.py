@@ -132,3 +132,48 @@ def test_damage_is_refused_or_harmless_never_a_foreign_error(data: st.DataObject
             for tensor in onnxfile.index(candidate).values():
                 assert 0 <= tensor.start <= tensor.end <= len(candidate)
             onnxfile.read(candidate)
+
+
+def test_what_is_stripped_can_be_filled_again_and_holds_no_weight_meanwhile() -> None:
+    values = {**OUTER, **INNER}
+    stripped = onnxfile.strip(model(), values)
+    assert onnx.load_model_from_string(stripped).graph.initializer[0].raw_data == b""
+    assert onnxfile.fill(stripped, values) == model() == onnxfile.fill(model(), values)
+    assert onnxfile.strip(model(), ["deep"]) != onnxfile.strip(model(), ["a"])
+    large = {"a": np.zeros((200, 300), np.int8)}
+    for held, size in ((values, 6), (large, 60_000)):  # lengths of one byte and of three
+        named = onnx.load_model_from_string(model())
+        named.graph.initializer[0].CopyFrom(numpy_helper.from_array(held["a"], "a"))
+        whole = bytes(named.SerializeToString())
+        small = onnxfile.strip(whole, ["a"])
+        assert len(whole) - len(small) >= size
+        assert onnxfile.fill(small, {"a": held["a"]}) == whole
+
+
+def test_the_skeleton_is_what_other_weights_leave_alone() -> None:
+    other = onnxfile.patch(model(), {"scalar": np.array(9, np.float32), "deep": np.array([7.0])})
+    assert onnxfile.skeleton(other) == onnxfile.skeleton(model()) != model()
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("scalar", np.zeros(1, np.float32)),
+        ("scalar", np.zeros((), np.float64)),
+        ("nowhere", np.zeros((), np.float32)),
+    ],
+)
+def test_a_tensor_that_does_not_fit_is_not_filled_in(name: str, values: np.ndarray) -> None:
+    with pytest.raises(ArtifactError, match=name):
+        onnxfile.fill(onnxfile.strip(model(), [*OUTER, *INNER]), {name: values})
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_damage_met_while_filling_is_never_a_foreign_error(data: st.DataObject) -> None:
+    damaged = bytearray(model())
+    for _ in range(data.draw(st.integers(1, 4))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    for use in (onnxfile.skeleton, lambda m: onnxfile.strip(m, OUTER), lambda m: onnxfile.fill(m, OUTER)):
+        with contextlib.suppress(ArtifactError):
+            use(bytes(damaged))

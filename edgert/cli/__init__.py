@@ -33,6 +33,8 @@ VERBS = {
     "run": Verb("edgert.programs.supervisor", "main", "run this device (what the systemd unit does)"),
     "status": Verb("edgert.cli.watch", "status", "what the device on this machine is doing"),
     "top": Verb("edgert.cli.watch", "top", "the same, live"),
+    "policy": Verb("edgert.cli.policy", "policy", "check a bundle, and find what runs it fastest on this board"),
+    "fleet": Verb("edgert.cli.fleet", "main", "command devices over MQTT: how early their networks may answer"),
     "teacher": Verb("edgert.programs.teacher", "main", "answer the questions of devices with a bigger policy"),
     "demo": Verb("edgert.programs.demo", "main", "see it all work on this machine, in two minutes"),
     "bench": Verb("edgert.programs.bench", "main", "measure"),

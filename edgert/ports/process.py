@@ -76,6 +76,7 @@ class Layout:
         policies: folder of networks trained here.
         acting: which of them acts.
         checkpoints: folder of training checkpoints.
+        measured: which runtime is fastest here, as `edgert policy bench` found.
     """
 
     def __init__(self, config: Config) -> None:
@@ -87,7 +88,7 @@ class Layout:
         self.policy = Path(config.plant.socket) if config.plant.socket else run / "policy.sock"
         self.ring, self.spool = state / "ring.bin", state / "events.db"
         self.policies, self.acting = state / "policies", state / "policies" / "acting.json"
-        self.checkpoints = state / "checkpoints"
+        self.checkpoints, self.measured = state / "checkpoints", state / "runtime.json"
 
     def lock(self, role: str) -> Path:
         """The file that keeps a role from running twice, and names the process that holds it."""

@@ -1,0 +1,213 @@
+"""`edgert policy`: look at a bundle, and measure it on the board this runs on."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from edgert.cli import ERROR, OK
+from edgert.errors import ConfigError, UsageError
+from edgert.ports import screen
+from edgert.ports.process import Layout, load_config
+from edgert.ports.store import store_error, write_atomic
+
+if TYPE_CHECKING:
+    from edgert.policy.artifact import Policy
+    from edgert.programs.policy_bench import Runner
+
+
+def policy(argv: list[str]) -> int:
+    """Check or measure a bundle.
+
+    Returns:
+        0; 1 when no runtime can run it.
+
+    Raises:
+        ArtifactError: the file is no sound bundle.
+        ConfigError: a configuration was named that cannot be read, or a runtime that does not exist.
+        StoreError: the result cannot be written.
+    """
+    args = _parse(argv)
+    try:
+        data = args.bundle.read_bytes()
+    except OSError as error:
+        raise store_error(error, "read", args.bundle) from error
+    if args.core is not None:
+        try:
+            os.sched_setaffinity(0, {args.core})
+        except OSError as error:
+            raise ConfigError(f"--core {args.core}: {error.strerror}; there are {os.cpu_count()} cores") from error
+    # Here, because `edgert policy --help` should not wait for numpy.
+    from edgert.policy import artifact
+
+    loaded = artifact.load(data)
+    return _check(loaded, args) if args.verb == "check" else _bench(loaded, args)
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="edgert policy", description="Look at a bundle, or measure it on this board.")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    check = verbs.add_parser("check", help="verify a bundle on every runtime here, and say what is in it")
+    bench = verbs.add_parser("bench", help="race all runtimes and precisions at the control rate; remember the fastest")
+    for one in (check, bench):
+        one.add_argument("bundle", type=Path, metavar="BUNDLE")
+        one.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
+    check.set_defaults(core=None)
+    bench.add_argument("--rate", type=float, metavar="HZ", help="decisions a second (the bundle's)")
+    bench.add_argument("--seconds", type=float, default=60.0, metavar="S", help="for all runners together (60)")
+    bench.add_argument("--runtimes", nargs="+", metavar="NAME", help="only these (all that are installed)")
+    bench.add_argument("--core", type=int, help="stay on this core")
+    bench.add_argument("--config", type=Path, help="of the device that should use the result (/etc/edgert/edgert.toml)")
+    bench.add_argument("--write", action="store_true", help="also write the costs into the bundle")
+    return parser.parse_args(argv)
+
+
+def _check(loaded: Policy, args: argparse.Namespace) -> int:
+    """Golden vectors on every runtime, and the manifest in short."""
+    from edgert.nets import ops
+    from edgert.ports.runtime.choice import candidates
+    from edgert.programs.policy_bench import line_up
+
+    manifest, runners = loaded.manifest, line_up(loaded, candidates(loaded))
+    runs = [runner for runner in runners if runner.runtime is not None]
+    document: dict[str, Any] = {
+        "name": manifest.name,
+        "task": manifest.task,
+        "created": manifest.created,
+        "edgert": manifest.edgert,
+        "observation": list(manifest.observation.shape),
+        "actions": manifest.action.n,
+        "control_rate_hz": manifest.control_rate_hz,
+        "golden": manifest.golden.count,
+        "exits": [
+            {"macs": each.macs, "ops": each.ops or counted, "threshold": threshold}
+            for each, counted, threshold in zip(
+                manifest.exits, ops(loaded.spec), (*manifest.thresholds, None), strict=True
+            )
+        ],
+        "frontier_points": len(manifest.frontier.points) if manifest.frontier else 0,
+        "costs": msgspec.to_builtins(manifest.costs),
+        "provenance": manifest.provenance,
+        "runtimes": {runner.name: runner.why or "ok" for runner in runners},
+    }
+    if args.json:
+        print(json.dumps(document, indent=1))
+        return OK if runs else ERROR
+    made = f"made {manifest.created} by edgert {manifest.edgert}"
+    print(f"{screen.paint(manifest.name, 'bold')}: {manifest.task}, {made}")
+    print(
+        f"  observation {' x '.join(map(str, manifest.observation.shape))} uint8, {manifest.action.n} actions, "
+        f"{manifest.control_rate_hz:g} decisions/s, {manifest.golden.count} golden observations"
+    )
+    print(f"  {'exit':<6}{'MACs':>12}{'operations':>12}{'threshold':>11}")
+    for k, row in enumerate(document["exits"]):
+        threshold = "-" if row["threshold"] is None else f"{row['threshold']:.3f}"
+        print(f"  {k:<6}{row['macs']:>12}{row['ops']:>12}{threshold:>11}")
+    found = manifest.provenance.get("export") or manifest.provenance
+    told = {key: value for key, value in found.items() if isinstance(value, str | int | float)}
+    print("  from: " + (", ".join(f"{key} {value}" for key, value in told.items()) or "nothing is said"))
+    for runner in runners:
+        _print_verdict(runner)
+    return OK if runs else ERROR
+
+
+def _bench(loaded: Policy, args: argparse.Namespace) -> int:
+    """Race, tell, remember."""
+    from edgert.ports.runtime import PACKAGES
+    from edgert.ports.runtime.choice import Choice, candidates, key_of, remember
+    from edgert.programs import policy_bench as program
+
+    wanted = candidates(loaded)
+    if args.runtimes:
+        if strange := [name for name in args.runtimes if name not in PACKAGES]:
+            raise ConfigError(f"--runtimes: there is no {', '.join(strange)}; choose from {', '.join(PACKAGES)}")
+        # One that is asked for by name appears, if only with the reason why it cannot run.
+        found = {kind for kind, _ in wanted}
+        wanted = [one for one in wanted if one[0] in args.runtimes]
+        wanted += [(kind, "int8") for kind in PACKAGES if kind in args.runtimes and kind not in found]
+    measured_at, note = _where(args.config)
+    rate_hz = args.rate or loaded.manifest.control_rate_hz
+    runners = program.line_up(loaded, wanted)
+    try:
+        program.race(loaded, runners, rate_hz, args.seconds)
+    except UsageError as error:
+        raise ConfigError(f"--rate, --seconds: {error}") from error
+    share, key = program.shares(loaded), key_of(loaded)
+    first = program.winner(runners, share, 0.8 / rate_hz)
+    costs = program.measured(runners, key, rate_hz)
+    document = {
+        "bundle": str(args.bundle),
+        "key": msgspec.to_builtins(key),
+        "rate_hz": rate_hz,
+        "core": args.core,
+        "exit_shares": share,
+        "costs": msgspec.to_builtins(costs),
+        "failed": {runner.name: runner.why for runner in runners if runner.why},
+        "winner": None if first is None else {"runtime": first.kind, "precision": first.precision},
+        "remembered": None if first is None or measured_at is None else str(measured_at),
+    }
+    if not args.json:
+        _show(loaded, runners, first, share, f"{key.board}, {key.cpu}, {rate_hz:g} calls/s")
+    if first is not None and measured_at is not None:
+        remember(measured_at, Choice(key, first.kind, first.precision, costs))
+        note = f'remembered in {measured_at}; policy.runtime = "auto" uses it from the next start on'
+    if args.write and costs:
+        from edgert.policy.artifact import with_costs
+
+        write_atomic(args.bundle, with_costs(loaded, costs), mode=0o644)
+    if args.json:
+        print(json.dumps(document, indent=1))
+    elif first is None:
+        print("no runtime can run this bundle here", file=sys.stderr)
+    else:
+        print(f"\nfastest here: {screen.paint(first.name, 'bold')}; {note}")
+        if args.write:
+            print(f"costs written into {args.bundle}")
+    return ERROR if first is None else OK
+
+
+def _where(path: Path | None) -> tuple[Path | None, str]:
+    """The file to remember the result in; without a configuration there is none, and why.
+
+    Raises:
+        ConfigError: a configuration was named that cannot be read.
+    """
+    try:
+        return Layout(load_config(path or Path("/etc/edgert/edgert.toml"))).measured, ""
+    except ConfigError:
+        if path is not None:
+            raise
+        return None, "not remembered: name the device's configuration with --config"
+
+
+def _show(loaded: Policy, runners: list[Runner], first: Runner | None, share: tuple[float, ...], where: str) -> None:
+    """The race as a table."""
+    from edgert.programs.policy_bench import expected_s
+
+    print(f"{screen.paint(loaded.manifest.name, 'bold')} on {where}")
+    parts = ", ".join(f"exit {k} {100 * part:.0f} %" for k, part in enumerate(share))
+    print(f"share of golden observations: {parts}\n")
+    print(f"{'runtime':<14}{'exit':>6}{'p50 us':>10}{'p99 us':>10}{'CPU us':>10}{'calls':>8}{'mean us':>10}")
+    for runner in runners:
+        costs = runner.costs()
+        if not costs:
+            _print_verdict(runner)
+        for k, cost in enumerate(costs):
+            # Padded before it is painted: a colour has a length, but no width.
+            name = f"{runner.name if k == 0 else '':<14}"
+            figures = "".join(f"{1e6 * value:>10.1f}" for value in (cost.p50_s, cost.p99_s, cost.cpu_s))
+            mean = f"{1e6 * expected_s(costs, share):.1f}" if k == 0 else ""
+            line = f"{k:>6}{figures}{len(runner.took_s[k]):>8}{mean:>10}"
+            print((screen.paint(name, "green") if runner is first else name) + line)
+
+
+def _print_verdict(runner: Runner) -> None:
+    """One line: does it run?"""
+    ok = screen.paint("ok", "green") if runner.runtime else screen.paint("fails", "red")
+    print(f"{runner.name:<14}  {ok}{': ' + runner.why if runner.why else ''}")
