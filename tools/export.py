@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,12 +26,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 import edgert
 from edgert import bundle, quant
-from edgert.nets import U8, Conv, Dense, MaxPool, NetSpec, Params, Placed, Relu, forward, macs, stages
+from edgert.nets import U8, Conv, Dense, MaxPool, NetSpec, Params, Placed, Relu, forward, macs, ops, stages
 from edgert.policy import artifact
 from edgert.policy.exits import decide, fit_thresholds, taken
-from tools.episodes import Chooser, make, play, to_obs
-from tools.nets import NETS
-from tools.train import commit
+from edgert.values import Operating
+from tools import frontier, tflite
+from tools.episodes import Chooser, play
+from tools.train import commit, kept
 
 Exits = Literal["if", "last", "all"]
 OPSET, IR_VERSION = 17, 9  # the newest that onnxruntime 1.17 reads
@@ -261,6 +261,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--golden", type=int, default=64)
     parser.add_argument("--episodes", type=int, default=30, help="of each evaluation; 0 skips them")
     parser.add_argument("--seed", type=int, default=0)
+    frontier.add_arguments(parser)
     return parser.parse_args(argv)
 
 
@@ -273,11 +274,8 @@ def main(argv: list[str] | None = None) -> int:
     """Collect, quantize, fit thresholds, evaluate, write."""
     argv = sys.argv[1:] if argv is None else argv
     args = parse(argv)
-    run = json.loads((args.run / "run.json").read_text())
-    env = make(run["env"])
-    obs = to_obs(env.reset(seed=args.seed)[0])
-    spec = NETS[run["net"]](obs.shape, int(env.action_space.n))
-    params = Params(spec, np.fromfile(args.run / "best.f32", np.float32))
+    params, run = kept(args.run)
+    spec = params.spec
     last = spec.n_exits - 1
 
     # Seeds apart from those of training, of its evaluations and of its test.
@@ -325,6 +323,7 @@ def main(argv: list[str] | None = None) -> int:
         }
         scores = {name: _score(play(choose, run["env"], args.episodes, seed=seed)) for name, choose in choosers.items()}
 
+    measured, risk, setting = frontier.measure(args, spec, tensors, run["env"], held_out, Operating(thresholds))
     manifest = bundle.Manifest(
         name=args.name or args.run.name,
         task=args.task,
@@ -335,8 +334,12 @@ def main(argv: list[str] | None = None) -> int:
         control_rate_hz=args.control_rate_hz,
         gamma=args.gamma,
         net=msgspec.to_builtins(spec),
-        thresholds=thresholds,
-        exits=tuple(bundle.Exit(cost) for cost in macs(spec)),
+        thresholds=setting.thresholds,
+        repeat=setting.repeat,
+        hold_threshold=setting.hold_threshold,
+        frontier=measured,
+        risk=risk,
+        exits=tuple(map(bundle.Exit, macs(spec), ops(spec))),
         safe_action=args.safe_action,
         ranges=ranges,
         golden=bundle.Golden(args.golden, 0.0),
@@ -352,11 +355,13 @@ def main(argv: list[str] | None = None) -> int:
             },
         },
     )
-    data = artifact.pack(manifest, params, build(spec, tensors), held_out[: args.golden])
+    stages_tflite = tflite.build(spec, tensors)
+    golden, float_onnx = held_out[: args.golden], build_float(params)
+    data = artifact.pack(manifest, params, build(spec, tensors), golden, tflite=stages_tflite, float_onnx=float_onnx)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_bytes(data)
     if args.float:
-        args.out.with_suffix(".float.onnx").write_bytes(build_float(params))
+        args.out.with_suffix(".float.onnx").write_bytes(float_onnx)
 
     print("exit       MACs  threshold  share  agrees: taken  always  int8=float  max head error")
     for row in ({key: "-" if value is None else value for key, value in row.items()} for row in rows):
@@ -368,6 +373,11 @@ def main(argv: list[str] | None = None) -> int:
     print(f"mean MACs with thresholds: {np.array(macs(spec))[exit_of].mean():.0f}")
     for name, score in scores.items():
         print(f"return, {name:<24} {score['mean']:8} +- {score['sem']} over {args.episodes} episodes")
+    if measured is not None:
+        print(frontier.table(measured))
+    if risk is not None:
+        promised = str(setting) if risk.holds else "only the full network"
+        print(f"at most {risk.max_loss_frac:g} of the return lost, with probability {1 - risk.delta:g}: {promised}")
     print(f"{args.out}: {len(data)} bytes")
     return 0
 

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
-from edgert.nets import Conv, Dense, MaxPool, NetSpec, Relu
+from collections.abc import Callable
+from functools import partial
+
+import msgspec
+
+from edgert.nets import Conv, Dense, Layer, MaxPool, NetSpec, Relu
+
+Shape = tuple[int, int, int]
+Maker = Callable[[Shape, int], NetSpec]
 
 
-def student(input_shape: tuple[int, int, int], n_actions: int) -> NetSpec:
+def _scale(input_shape: Shape) -> float:
+    """Images are 0..255, game boards 0 or 1."""
+    return 1 / 255 if input_shape[0] > 32 else 1.0
+
+
+def student(input_shape: Shape, n_actions: int) -> NetSpec:
     """Three exits over two small convolutions and 64 units: about a quarter of the teacher's parameters."""
     return NetSpec(
         input_shape=input_shape,
@@ -15,7 +28,7 @@ def student(input_shape: tuple[int, int, int], n_actions: int) -> NetSpec:
     )
 
 
-def teacher(input_shape: tuple[int, int, int], n_actions: int) -> NetSpec:
+def teacher(input_shape: Shape, n_actions: int) -> NetSpec:
     """The MinAtar paper's network (Young & Tian 2019, section 4): 16 3x3 filters, 128 units, one exit."""
     return NetSpec(
         input_shape=input_shape,
@@ -25,4 +38,72 @@ def teacher(input_shape: tuple[int, int, int], n_actions: int) -> NetSpec:
     )
 
 
-NETS = {"student": student, "teacher": teacher}
+def camera(input_shape: Shape, n_actions: int) -> NetSpec:
+    """For 84x84 frames: three exits over a cheap stem.
+
+    6x6 patches instead of Nature-DQN's overlapping 8x8 windows: there the first convolution alone is 0.35 of the
+    network, and no exit could be cheaper than that.
+    """
+    return NetSpec(
+        input_shape=input_shape,
+        n_actions=n_actions,
+        trunk=(
+            (Conv(16, 6, 6), Relu(), Conv(32, 3, 2), Relu()),
+            (Conv(64, 3, 1, 1), Relu()),
+            (Conv(64, 3, 1, 1), Relu(), Dense(512), Relu()),
+        ),
+        heads=((Dense(64), Relu()), (), ()),
+        input_scale=_scale(input_shape),
+    )
+
+
+def camera2(input_shape: Shape, n_actions: int) -> NetSpec:
+    """`camera` without its middle exit, whose `If` and head cost the full network more time than it saves."""
+    three = camera(input_shape, n_actions)
+    first, *rest = three.trunk
+    trunk = (first, tuple(layer for stage in rest for layer in stage))
+    return msgspec.structs.replace(three, trunk=trunk, heads=(three.heads[0], three.heads[-1]))
+
+
+def one_exit(trunk: tuple[Layer, ...], input_shape: Shape, n_actions: int) -> NetSpec:
+    """A network without early exits, to compare with."""
+    return NetSpec(
+        input_shape=input_shape, n_actions=n_actions, trunk=(trunk,), heads=((),), input_scale=_scale(input_shape)
+    )
+
+
+def _camera_static(convolutions: tuple[int, ...], units: int) -> Maker:
+    """The stem of `camera`, 3x3 convolutions of so many channels, and a hidden layer."""
+    deeper = tuple(layer for channels in convolutions for layer in (Conv(channels, 3, 1, 1), Relu()))
+    return partial(one_exit, (Conv(16, 6, 6), Relu(), Conv(32, 3, 2), Relu(), *deeper, Dense(units), Relu()))
+
+
+def _board_static(units: int) -> Maker:
+    """One convolution and a hidden layer."""
+    return partial(one_exit, (Conv(16, 3), Relu(), Dense(units), Relu()))
+
+
+def board(input_shape: Shape, n_actions: int) -> NetSpec:
+    """For MinAtar's 10x10 boards: three exits, the first after one convolution."""
+    return NetSpec(
+        input_shape=input_shape,
+        n_actions=n_actions,
+        trunk=((Conv(16, 3), Relu()), (Conv(32, 3), Relu()), (Dense(256), Relu())),
+        heads=((MaxPool(2, 2), Dense(64), Relu()), (MaxPool(2, 2),), ()),
+    )
+
+
+NETS: dict[str, Maker] = {
+    "student": student,
+    "teacher": teacher,
+    "camera": camera,
+    "camera2": camera2,
+    "board": board,
+    # Static nets at about this share of the operations of `camera` and `board`.
+    "camera-20": _camera_static((), 128),
+    "camera-34": _camera_static((48,), 128),
+    "camera-55": _camera_static((64,), 384),
+    "board-20": _board_static(64),
+    "board-34": _board_static(128),
+    "board-55": _board_static(240),
+}

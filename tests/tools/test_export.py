@@ -4,6 +4,7 @@ import collections
 import json
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -109,7 +110,7 @@ def test_the_command_line_makes_a_bundle_from_a_run(tmp_path: Any, capsys: pytes
     run.mkdir()
     spec = SPECS["student"]
     initialise(spec, np.random.default_rng(0)).flat.tofile(run / "best.f32")
-    (run / "run.json").write_text(json.dumps({"env": "MinAtar/Breakout-v1", "net": "student"}))
+    (run / "run.json").write_text(json.dumps({"env": "MinAtar/Breakout-v1", "spec": msgspec.to_builtins(spec)}))
     arguments = [
         "--run",
         str(run),
@@ -127,7 +128,7 @@ def test_the_command_line_makes_a_bundle_from_a_run(tmp_path: Any, capsys: pytes
     policy = artifact.load(out.read_bytes())
     assert policy.spec == spec
     assert policy.manifest.task == "breakout"
-    assert policy.manifest.provenance["run"]["net"] == "student"
+    assert policy.manifest.provenance["run"]["env"] == "MinAtar/Breakout-v1"
     assert len(policy.golden_obs) <= 8
     rows = policy.manifest.provenance["export"]["exits"]
     assert [row["macs"] for row in rows] == macs(spec)
