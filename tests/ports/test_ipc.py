@@ -39,6 +39,8 @@ TOLD: list[values.Told] = [
     values.Candidate(2, "/p", "ab", {"loss": True}, {"loss": 0.5}),
     values.Swap(2, "/p", "ab"),
     values.Swapped(2, False, "hash", 0, 1, 0.01),
+    values.SetExits(id="c", operating=values.Operating((0.5,), 2, 0.9), max_ops_frac=0.5, left_s=1.5),
+    values.ExitsSet(id="c", why="", operating=values.Operating((0.5, 1.0)), point=None),
     values.Happened("reboot", {"n": 1, "why": "x", "ok": True, "none": None, "f": 0.5}),
     values.StatusRequest(),
     values.StatusReply({"a": {"b": [1, None, "c"]}}),
