@@ -5,7 +5,11 @@ from __future__ import annotations
 import importlib
 import sys
 
-BENCHMARKS = {"learning": "what 20 minutes on the device make of a student, with a teacher and without"}
+BENCHMARKS = {
+    "learning": "what 20 minutes on the device make of a student, with a teacher and without",
+    "exits": "how much time early exits save, and cost the deepest one",
+    "rapidrl": "what early exits save and lose on Atari, a drone and MinAtar, against everything comparable",
+}
 
 
 def main() -> int:

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("gymnasium")
+from tools.bench.rapidrl import plan
+from tools.nets import NETS
+
+RUNS = Path("some/runs")
+
+
+def test_every_command_is_one_that_the_trainer_reads() -> None:
+    pytest.importorskip("torch")
+    from tools.train.__main__ import parse
+
+    for run in plan.planned(RUNS, list(plan.TASKS), 1):
+        args = parse(list(run.arguments))
+        assert args.out == RUNS / run.task / f"{run.role}-s0"
+        assert args.net in NETS
+
+
+def test_what_imitates_comes_after_its_teacher_and_takes_as_many_steps_as_the_others() -> None:
+    pytest.importorskip("torch")
+    from tools.train.__main__ import parse
+
+    for task in plan.TASKS:
+        runs = plan.planned(RUNS, [task], 1)
+        done: set[Path] = set()
+        steps = {}
+        for run in runs:
+            assert run.needs is None or run.needs in done
+            done.add(run.folder)
+            args = parse(list(run.arguments))
+            steps[run.role] = args.frames, args.frames_per_update, args.batch
+            assert (args.teacher is not None) == plan.ROLES[run.role].distilled
+        assert steps["small20"] == steps["small34"] == steps["small55"] == steps["exits"]
+        assert steps["alone34"] == steps["full"]
+
+
+def test_the_full_network_learns_as_if_it_had_no_exits() -> None:
+    (run,) = plan.planned(RUNS, ["pong"], 1, roles=["full"])
+    assert "--detached" in run.arguments
+    assert "--teacher" not in run.arguments
+
+
+def test_ablations_belong_to_some_tasks_and_seeds_can_be_limited() -> None:
+    roles = {run.role for run in plan.planned(RUNS, ["breakout"], 1)}
+    assert roles == set(plan.ROLES)
+    assert {run.role for run in plan.planned(RUNS, ["pong"], 1)} < roles
+    assert len({run.seed for run in plan.planned(RUNS, ["seaquest"])}) == 10
+    (run,) = plan.planned(RUNS, ["pong"], 1, frames=1234, roles=["full"])
+    assert run.arguments[run.arguments.index("--frames") + 1] == "1234"
+
+
+def test_the_state_of_a_run_is_read_from_its_folder(tmp_path: Path) -> None:
+    (run,) = plan.planned(tmp_path, ["pong"], 1, roles=["full"])
+    assert (run.finished, run.state) == (False, "missing")
+    run.folder.mkdir(parents=True)
+    assert run.state == "begun"
+    (run.folder / "curve.csv").write_text("frames,updates\n1000,2\n25000,9\n")
+    assert run.state == "at 25,000 frames"
+    (run.folder / "run.json").write_text("{}")
+    assert (run.finished, run.state) == (True, "finished")
+
+
+def test_what_lacks_its_teacher_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan.train(plan.planned(tmp_path, ["pong"], 1, roles=["exits", "small20"])) == 2
+    assert "left out" in capsys.readouterr().out
+
+
+def test_a_metric_takes_the_place_of_the_reward() -> None:
+    gymnasium = pytest.importorskip("gymnasium")
+    import numpy as np
+
+    class Meter(gymnasium.Env):
+        observation_space = gymnasium.spaces.Box(0, 255, (4, 4, 1), np.uint8)
+        action_space = gymnasium.spaces.Discrete(2)
+
+        def reset(self, **_: object) -> tuple[object, dict[str, float]]:
+            self.way = 0.0
+            return np.zeros((4, 4, 1), np.uint8), {"way": 0.0}
+
+        def step(self, action: int) -> tuple[object, float, bool, bool, dict[str, float]]:
+            self.way += 0.5 * action
+            return np.zeros((4, 4, 1), np.uint8), -1.0, self.way >= 1, False, {"way": self.way}
+
+    gymnasium.register("metered/Meter-v0", Meter)
+    task = plan.TASKS["drone"]._replace(env="metered/Meter-v0", metric="way")
+    env_id = plan.metered_env(task)
+    assert plan.metered_env(task) == env_id
+    assert plan.metered_env(task._replace(metric="")) == "metered/Meter-v0"
+    from tools.episodes import play_each
+
+    returns = play_each(lambda obs, _, __: np.ones(len(obs), int), env_id, [1, 2, 3], parallel=2, max_steps=10)
+    assert returns.tolist() == [1.0, 1.0, 1.0]

@@ -1,0 +1,299 @@
+"""What is trained: tasks, the networks of each, and the exact command of every run."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import gymnasium
+
+from edgert.errors import UsageError
+from edgert.ports.plant import worlds
+
+Group = Literal["atari", "drone", "minatar"]
+Value = str | int | float | bool
+
+NICENESS = 10
+
+
+class Task(NamedTuple):
+    """What is played.
+
+    Attributes:
+        group: tasks whose figures are averaged.
+        env: gymnasium id.
+        family: of networks: `camera` or `board`; static ones have a size behind it.
+        exits_net: the network whose exits are tuned.
+        reinforced: hyperparameters of the runs that learn from rewards.
+        distilled: of those that imitate.
+        seeds: of training.
+        max_ops_frac: the chosen setting may cost so much of the network without exits.
+        rate_hz: decisions a second at which latency is measured.
+        parallel: episodes side by side.
+        metric: key of `info` that judges an episode instead of its return.
+        ablated: whether the ablations are trained as well.
+    """
+
+    group: Group
+    env: str
+    family: str
+    exits_net: str
+    reinforced: Mapping[str, Value]
+    distilled: Mapping[str, Value]
+    seeds: int = 3
+    max_ops_frac: float = 0.34
+    rate_hz: float = 15.0
+    parallel: int = 30
+    metric: str = ""
+    ablated: bool = False
+
+
+_CAMERA: dict[str, Value] = {"half": True, "batch": 64, "frames-per-update": 16}
+_DRONE: dict[str, Value] = {
+    **_CAMERA,
+    "clip-reward": False,
+    "gamma": 0.95,
+    "eval-every": 50_000,
+    "eval-episodes": 16,
+}
+_BOARD_REINFORCED: dict[str, Value] = {"frames": 2_000_000}
+_BOARD_DISTILLED: dict[str, Value] = {"frames": 1_000_000, "epsilon": 0.05, "explore-frames": 50_000}
+
+
+def _atari(game: str, reinforced: int, distilled: int) -> Task:
+    learning: dict[str, Value] = {"eval-every": 100_000, "eval-episodes": 8, "checkpoint-every": 100_000}
+    return Task(
+        "atari",
+        f"ALE/{game}-v5",
+        "camera",
+        "camera2",
+        {"frames": reinforced, **_CAMERA, **learning},
+        {"frames": distilled, **_CAMERA, **learning, "epsilon": 0.05, "explore-frames": 50_000},
+    )
+
+
+def _minatar(game: str, *, ablated: bool = False) -> Task:
+    return Task(
+        "minatar",
+        f"MinAtar/{game}-v1",
+        "board",
+        "board",
+        _BOARD_REINFORCED,
+        _BOARD_DISTILLED,
+        seeds=10,
+        rate_hz=20.0,
+        ablated=ablated,
+    )
+
+
+TASKS: dict[str, Task] = {
+    "pong": _atari("Pong", 1_000_000, 500_000),
+    "boxing": _atari("Boxing", 1_000_000, 500_000),
+    "drone": Task(
+        "drone",
+        "edgert/Drone-v0",
+        "camera",
+        "camera2",
+        {"frames": 400_000, **_DRONE, "explore-frames": 60_000},
+        {
+            "frames": 200_000,
+            **_DRONE,
+            "frames-per-update": 8,
+            "epsilon": 0.05,
+            "explore-frames": 20_000,
+            "warm-up": 5_000,
+        },
+        max_ops_frac=0.25,
+        rate_hz=20.0,
+        parallel=8,
+        metric="safe_flight_m",
+    ),
+    "breakout": _minatar("Breakout", ablated=True),
+    "space_invaders": _minatar("SpaceInvaders", ablated=True),
+    "asterix": _minatar("Asterix"),
+    "freeway": _minatar("Freeway"),
+    "seaquest": _minatar("Seaquest"),
+}
+
+
+class Role(NamedTuple):
+    """A network of a task and seed.
+
+    Attributes:
+        net: of `tools.nets.NETS`, without the family's name in front; None is the task's `exits_net`.
+        distilled: imitates `full`; otherwise learns from rewards.
+        started: starts from the layers of `full`.
+        extra: hyperparameters of its own.
+        ablation: trained only where ablations are.
+    """
+
+    net: str | None = ""
+    distilled: bool = False
+    started: bool = False
+    extra: Mapping[str, Value] = {}
+    ablation: bool = False
+
+
+ROLES: dict[str, Role] = {
+    # No gradient of an exit reaches the trunk, so trunk and last exit are exactly the network without exits.
+    "full": Role(extra={"detached": True}),
+    "exits": Role(None, distilled=True, started=True),
+    "small34": Role("-34", distilled=True),
+    "small20": Role("-20", distilled=True),
+    "small55": Role("-55", distilled=True),
+    "alone34": Role("-34"),
+    "joint": Role(ablation=True),
+    "exits-agreement": Role(None, distilled=True, started=True, extra={"meaning": "agreement"}, ablation=True),
+    "exits-apart": Role(None, distilled=True, started=True, extra={"confidence-from": 0.5}, ablation=True),
+}
+
+
+class Planned(NamedTuple):
+    """One run.
+
+    Attributes:
+        task, role, seed: what it is.
+        folder: where it lies.
+        arguments: of `python -m tools.train`.
+        needs: the run that must be finished before, or None.
+    """
+
+    task: str
+    role: str
+    seed: int
+    folder: Path
+    arguments: tuple[str, ...]
+    needs: Path | None
+
+    @property
+    def finished(self) -> bool:
+        """Whether its network is there."""
+        return (self.folder / "run.json").exists()
+
+    @property
+    def state(self) -> str:
+        """In a word or two."""
+        if self.finished:
+            return "finished"
+        curve = self.folder / "curve.csv"
+        with contextlib.suppress(OSError, IndexError, KeyError):
+            return f"at {int(list(csv.DictReader(curve.read_text().splitlines()))[-1]['frames']):,} frames"
+        return "begun" if self.folder.exists() else "missing"
+
+
+def folder(runs: Path, task: str, role: str, seed: int) -> Path:
+    """Where a run lies."""
+    return runs / task / f"{role}-s{seed}"
+
+
+def _options(values: Mapping[str, Value]) -> list[str]:
+    options = []
+    for name, value in values.items():
+        if isinstance(value, bool):
+            options.append(f"--{name}" if value else f"--no-{name}")
+        else:
+            options += [f"--{name}", str(value)]
+    return options
+
+
+def planned(
+    runs: Path, tasks: Sequence[str], seeds: int | None = None, frames: int | None = None, roles: Sequence[str] = ()
+) -> list[Planned]:
+    """All runs of these tasks, in an order in which each has what it needs.
+
+    Args:
+        runs: folder of all runs.
+        tasks: names.
+        seeds: of each task; its own number by default.
+        frames: of every run, for a trial; the table's by default.
+        roles: only these; all by default.
+    """
+    found = []
+    for name in tasks:
+        task = TASKS[name]
+        for seed in range(task.seeds if seeds is None else seeds):
+            full = folder(runs, name, "full", seed)
+            for role_name, role in ROLES.items():
+                if (role.ablation and not task.ablated) or (roles and role_name not in roles):
+                    continue
+                own = folder(runs, name, role_name, seed)
+                hyper = {**(task.distilled if role.distilled else task.reinforced), **role.extra}
+                if frames is not None:
+                    hyper["frames"] = frames
+                net = task.exits_net if role.net is None else task.family + role.net
+                arguments = ["--env", task.env, "--net", net, "--out", str(own), "--seed", str(seed)]
+                if role.distilled:
+                    arguments += ["--teacher", str(full)]
+                if role.started:
+                    arguments += ["--start", str(full)]
+                needs = full if role.distilled else None
+                found.append(Planned(name, role_name, seed, own, (*arguments, *_options(hyper)), needs))
+    return found
+
+
+def show(plan: Sequence[Planned]) -> None:
+    """Print every command and how far it is."""
+    for run in plan:
+        print(f"{run.state:<20} python -m tools.train {' '.join(run.arguments)}")
+
+
+def train(plan: Sequence[Planned]) -> int:
+    """Train what is missing, one run after the other; what was interrupted goes on.
+
+    Returns:
+        Runs that are still missing.
+    """
+    missing = 0
+    for run in plan:
+        if run.finished:
+            continue
+        if run.needs is not None and not (run.needs / "run.json").exists():
+            print(f"{run.folder}: left out, {run.needs} is not there", flush=True)
+            missing += 1
+            continue
+        log = run.folder.with_name(run.folder.name + ".log")
+        log.parent.mkdir(parents=True, exist_ok=True)
+        print(f"{run.folder}: {run.state}, training; see {log}", flush=True)
+        command = ["nice", "-n", str(NICENESS), sys.executable, "-u", "-m", "tools.train", *run.arguments]
+        with log.open("a") as file:
+            ended = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
+        if ended:
+            print(f"{run.folder}: failed with {ended}; see {log}", flush=True)
+            missing += 1
+    return missing
+
+
+class _Metered(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """An environment whose reward is what an entry of `info` grew by."""
+
+    def __init__(self, env: Any, key: str) -> None:
+        super().__init__(env)
+        self._key, self._before = key, 0.0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        obs, info = self.env.reset(seed=seed, options=options)
+        self._before = float(info[self._key])
+        return obs, info
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        obs, _, terminated, truncated, info = self.env.step(action)
+        before, self._before = self._before, float(info[self._key])
+        return obs, self._before - before, terminated, truncated, info
+
+
+def metered_env(task: Task) -> str:
+    """The id of a task's environment whose return is the task's metric; known to gymnasium afterwards."""
+    if not task.metric:
+        return task.env
+    space, _, name = task.env.partition("/")
+    if not name:
+        raise UsageError(f"{task.env}: an environment that is judged by {task.metric} needs a namespace")
+    env_id = f"{space}-{task.metric.replace('_', '-')}/{name}"
+    if env_id not in gymnasium.registry:
+        gymnasium.register(env_id, lambda **_: _Metered(worlds.make(task.env), task.metric))
+    return env_id
