@@ -192,8 +192,7 @@ class Frontier(msgspec.Struct, frozen=True, kw_only=True):
     """What the exits can be set to, from cheap to dear, measured on the very network of the bundle.
 
     Attributes:
-        env: gymnasium id of what was played.
-        metric: what an episode is judged by.
+        env: gymnasium id of what was played; an episode is judged by its return there.
         rule: how returns are normalised: 0 is a random policy, 1 the full network.
         random, full: the two references.
         full_ops: operations of the network without exits.
@@ -201,7 +200,6 @@ class Frontier(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     env: str = ""
-    metric: str = "return"
     rule: Literal["(J - J_random) / (J_full - J_random)"] = "(J - J_random) / (J_full - J_random)"
     random: Reference
     full: Reference

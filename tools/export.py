@@ -258,6 +258,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--calibration", type=int, default=2048, help="observations that set the ranges; as many again the thresholds"
     )
+    parser.add_argument("--judged-in", help="environment of all evaluations; by default the one it was trained in")
     parser.add_argument("--golden", type=int, default=64)
     parser.add_argument("--episodes", type=int, default=30, help="of each evaluation; 0 skips them")
     parser.add_argument("--seed", type=int, default=0)
@@ -275,6 +276,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args = parse(argv)
     params, run = kept(args.run)
+    arena = args.judged_in or run["env"]
     spec = params.spec
     last = spec.n_exits - 1
 
@@ -321,9 +323,9 @@ def main(argv: list[str] | None = None) -> int:
             "int8, with thresholds": lambda obs: decide(net.heads(obs), thresholds),
             **{f"int8, exit {k}": always(k) for k in range(spec.n_exits)},
         }
-        scores = {name: _score(play(choose, run["env"], args.episodes, seed=seed)) for name, choose in choosers.items()}
+        scores = {name: _score(play(choose, arena, args.episodes, seed=seed)) for name, choose in choosers.items()}
 
-    measured, risk, setting = frontier.measure(args, spec, tensors, run["env"], held_out, Operating(thresholds))
+    measured, risk, setting = frontier.measure(args, spec, tensors, arena, held_out, Operating(thresholds))
     manifest = bundle.Manifest(
         name=args.name or args.run.name,
         task=args.task,

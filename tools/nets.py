@@ -84,12 +84,12 @@ def _board_static(units: int) -> Maker:
 
 
 def board(input_shape: Shape, n_actions: int) -> NetSpec:
-    """For MinAtar's 10x10 boards: three exits, the first after one convolution."""
+    """For MinAtar's 10x10 boards: two exits, the first after one convolution and with a small network of its own."""
     return NetSpec(
         input_shape=input_shape,
         n_actions=n_actions,
-        trunk=((Conv(16, 3), Relu()), (Conv(32, 3), Relu()), (Dense(256), Relu())),
-        heads=((MaxPool(2, 2), Dense(64), Relu()), (MaxPool(2, 2),), ()),
+        trunk=((Conv(16, 3), Relu()), (Conv(32, 3), Relu(), Dense(256), Relu())),
+        heads=((Conv(16, 3, 2), Relu(), Dense(64), Relu()), ()),
     )
 
 

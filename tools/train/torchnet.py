@@ -85,8 +85,8 @@ class Net(nn.Module):
             half: convolutions and hidden layers in bfloat16; the output layers stay float32.
 
         Returns:
-            exit -> (batch, n_actions + 1) float32. The confidence's gradient stops at the output layer: judging never
-            costs acting.
+            exit -> (batch, n_actions + 1) float32. The confidence's gradient stops where the head begins: judging may
+            form the head, never the trunk.
         """
         wanted = range(self.spec.n_exits) if exits is None else exits
         found: dict[int, Tensor] = {}
@@ -97,13 +97,15 @@ class Net(nn.Module):
                 x = self._run(stage.trunk, x)
                 if k not in wanted:
                     continue
+                *hidden, output = stage.head
                 seen = x.detach() if detached and k < self.spec.n_exits - 1 else x
-                features = _flat(self._run(stage.head[:-1], seen))
+                features = _flat(self._run(hidden, seen))
+                judging = _flat(self._run(hidden, x.detach())) if hidden else features.detach()
                 with torch.autocast(obs.device.type, enabled=False):
-                    features = features.float()
-                    weight, bias = self._own(stage.head[-1], "w"), self._own(stage.head[-1], "b")
-                    q = functional.linear(features, weight[:-1], bias[:-1])
-                    found[k] = torch.cat((q, functional.linear(features.detach(), weight[-1:], bias[-1:])), 1)
+                    weight, bias = self._own(output, "w"), self._own(output, "b")
+                    q = functional.linear(features.float(), weight[:-1], bias[:-1])
+                    sure = functional.linear(judging.float(), weight[-1:], bias[-1:])
+                found[k] = torch.cat((q, sure), 1)
         return found
 
 

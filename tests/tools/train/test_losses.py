@@ -25,7 +25,7 @@ def test_double_dqn_target():
 def test_huber_and_agreement_equal_the_learner_on_the_board():
     """The same batch through `edgert.learn.dqn`, which has a gradient check of its own."""
     rng = np.random.default_rng(0)
-    params = initialise(NETS["board"]((10, 10, 4), 3), rng)
+    params = initialise(NETS["student"]((10, 10, 4), 3), rng)
     n = 16
     obs, following = (rng.integers(2, size=(n, 10, 10, 4)).astype(np.uint8) for _ in range(2))
     action, reward = rng.integers(3, size=n), rng.normal(size=n).astype(np.float32)

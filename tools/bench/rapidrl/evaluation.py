@@ -77,7 +77,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         network: of its parameters; empty for random actions.
         policy: see `Policy`.
         costs: operations of an answer at each exit.
-        returns: the task's metric, by episode.
+        returns: by episode.
         exit_ticks: ticks that each exit answered, by episode.
         held_ticks: ticks without inference, by episode.
     """
@@ -248,7 +248,7 @@ class Evaluation:
             flat = network.params.flat if policy.precision == "fp32" else None
             tensors = network.tensors if policy.precision == "int8" else None
             ranges = "" if flat is not None or not policy.role else _digest_of(network.tensors)
-            env = (self.task.env, self.task.metric)
+            env = self.task.arena
             key = digest(sha, ranges, policy, env, seeds.start, episodes, self.protocol.max_steps)
             keys[name] = key
             if key not in known:
@@ -304,7 +304,7 @@ class Evaluation:
             return {}
         protocol = self.protocol
         played = (protocol.validation_episodes, protocol.scout_episodes, protocol.observations, protocol.max_steps)
-        key = digest(network.sha, _digest_of(network.tensors), gate, limits, played, self.task.env, self.task.metric)
+        key = digest(network.sha, _digest_of(network.tensors), gate, limits, played, self.task.arena)
 
         def work() -> dict[str, Policy]:
             base = Policy(role=role, gate=gate, scale=1.0 if gate == "confidence" else self.scale(role))

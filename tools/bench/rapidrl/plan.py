@@ -8,12 +8,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
-
-import gymnasium
-
-from edgert.errors import UsageError
-from edgert.ports.plant import worlds
+from typing import Literal, NamedTuple
 
 Group = Literal["atari", "drone", "minatar"]
 Value = str | int | float | bool
@@ -35,7 +30,7 @@ class Task(NamedTuple):
         max_ops_frac: the chosen setting may cost so much of the network without exits.
         rate_hz: decisions a second at which latency is measured.
         parallel: episodes side by side.
-        metric: key of `info` that judges an episode instead of its return.
+        judged_in: gymnasium id of the environment in which policies are judged; empty is `env`.
         ablated: whether the ablations are trained as well.
     """
 
@@ -49,11 +44,23 @@ class Task(NamedTuple):
     max_ops_frac: float = 0.34
     rate_hz: float = 15.0
     parallel: int = 30
-    metric: str = ""
+    judged_in: str = ""
     ablated: bool = False
+
+    @property
+    def arena(self) -> str:
+        """Gymnasium id of the environment in which policies are judged."""
+        return self.judged_in or self.env
 
 
 _CAMERA: dict[str, Value] = {"half": True, "batch": 64, "frames-per-update": 16}
+_DISTILLED: dict[str, Value] = {
+    "frames": 200_000,
+    "frames-per-update": 8,
+    "epsilon": 0.05,
+    "explore-frames": 20_000,
+    "warm-up": 5_000,
+}
 _DRONE: dict[str, Value] = {
     **_CAMERA,
     "clip-reward": False,
@@ -65,15 +72,15 @@ _BOARD_REINFORCED: dict[str, Value] = {"frames": 2_000_000}
 _BOARD_DISTILLED: dict[str, Value] = {"frames": 1_000_000, "epsilon": 0.05, "explore-frames": 50_000}
 
 
-def _atari(game: str, reinforced: int, distilled: int) -> Task:
+def _atari(game: str) -> Task:
     learning: dict[str, Value] = {"eval-every": 100_000, "eval-episodes": 8, "checkpoint-every": 100_000}
     return Task(
         "atari",
         f"ALE/{game}-v5",
         "camera",
         "camera2",
-        {"frames": reinforced, **_CAMERA, **learning},
-        {"frames": distilled, **_CAMERA, **learning, "epsilon": 0.05, "explore-frames": 50_000},
+        {"frames": 1_000_000, **_CAMERA, **learning},
+        {**_CAMERA, **_DISTILLED, "eval-every": 50_000, "eval-episodes": 8},
     )
 
 
@@ -92,26 +99,19 @@ def _minatar(game: str, *, ablated: bool = False) -> Task:
 
 
 TASKS: dict[str, Task] = {
-    "pong": _atari("Pong", 1_000_000, 500_000),
-    "boxing": _atari("Boxing", 1_000_000, 500_000),
+    "pong": _atari("Pong"),
+    "boxing": _atari("Boxing"),
     "drone": Task(
         "drone",
         "edgert/Drone-v0",
         "camera",
         "camera2",
         {"frames": 400_000, **_DRONE, "explore-frames": 60_000},
-        {
-            "frames": 200_000,
-            **_DRONE,
-            "frames-per-update": 8,
-            "epsilon": 0.05,
-            "explore-frames": 20_000,
-            "warm-up": 5_000,
-        },
+        {**_DRONE, **_DISTILLED},
         max_ops_frac=0.25,
         rate_hz=20.0,
         parallel=8,
-        metric="safe_flight_m",
+        judged_in="edgert/DroneTest-v0",
     ),
     "breakout": _minatar("Breakout", ablated=True),
     "space_invaders": _minatar("SpaceInvaders", ablated=True),
@@ -266,34 +266,3 @@ def train(plan: Sequence[Planned]) -> int:
             print(f"{run.folder}: failed with {ended}; see {log}", flush=True)
             missing += 1
     return missing
-
-
-class _Metered(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """An environment whose reward is what an entry of `info` grew by."""
-
-    def __init__(self, env: Any, key: str) -> None:
-        super().__init__(env)
-        self._key, self._before = key, 0.0
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        obs, info = self.env.reset(seed=seed, options=options)
-        self._before = float(info[self._key])
-        return obs, info
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        obs, _, terminated, truncated, info = self.env.step(action)
-        before, self._before = self._before, float(info[self._key])
-        return obs, self._before - before, terminated, truncated, info
-
-
-def metered_env(task: Task) -> str:
-    """The id of a task's environment whose return is the task's metric; known to gymnasium afterwards."""
-    if not task.metric:
-        return task.env
-    space, _, name = task.env.partition("/")
-    if not name:
-        raise UsageError(f"{task.env}: an environment that is judged by {task.metric} needs a namespace")
-    env_id = f"{space}-{task.metric.replace('_', '-')}/{name}"
-    if env_id not in gymnasium.registry:
-        gymnasium.register(env_id, lambda **_: _Metered(worlds.make(task.env), task.metric))
-    return env_id

@@ -20,7 +20,7 @@ from edgert.policy.exits import answer, effective_thresholds
 from edgert.policy.hold import Holds
 from edgert.quant import IntNet, Tensors
 from edgert.values import Operating
-from tools.bench.rapidrl.plan import Task, metered_env
+from tools.bench.rapidrl.plan import Task
 from tools.episodes import play_each
 
 F64 = npt.NDArray[np.float64]
@@ -191,7 +191,7 @@ class Played(NamedTuple):
     """What came of a trial.
 
     Attributes:
-        returns: (n,) the task's metric, by episode.
+        returns: (n,) by episode.
         exit_ticks: (n, n_exits) ticks that each exit answered.
         held_ticks: (n,) ticks that repeated the action before.
         met: (m, H, W, C) some of the observations.
@@ -219,7 +219,7 @@ def net_of(trial: Trial) -> Net:
 
 def play(trial: Trial) -> Played:
     """Play every episode of a trial, several side by side."""
-    n, env_id, parallel = len(trial.seeds), metered_env(trial.task), trial.task.parallel
+    n, env_id, parallel = len(trial.seeds), trial.task.arena, trial.task.parallel
     if not trial.policy.role:
         return _play_at_random(trial)
     net = net_of(trial)
@@ -258,6 +258,6 @@ def _play_at_random(trial: Trial) -> Played:
         ticks[episodes, 0] += 1
         return np.array([dice[i].integers(n_actions) for i in episodes])
 
-    parallel, env_id = trial.task.parallel, metered_env(trial.task)
+    parallel, env_id = trial.task.parallel, trial.task.arena
     returns = play_each(choose, env_id, trial.seeds, parallel=parallel, max_steps=trial.max_steps)
     return Played(returns, ticks, np.zeros(n, np.int64), np.zeros((0, 1, 1, 1), np.uint8))

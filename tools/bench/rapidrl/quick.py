@@ -67,7 +67,6 @@ def committed(bundle: Bundle, sha256: str) -> dict[str, Any]:
     return {
         "sha256": sha256,
         "env": measured.env,
-        "metric": measured.metric,
         "thresholds": list(operating.thresholds),
         "ops_ratio": point.ops_frac,
         "return_ratio": point.return_frac,
@@ -91,8 +90,7 @@ def play(bundle: Bundle, run: Run, budget_s: float, rounds_max: int = EPISODES_M
     """
     measured, spec = bundle.manifest.frontier, bundle.spec
     assert measured is not None
-    metric = "" if measured.metric == "return" else measured.metric
-    task = Task("atari", measured.env, "", "", {}, {}, parallel=ROUND, metric=metric)
+    task = Task("atari", measured.env, "", "", {}, {}, parallel=ROUND)
     policies = (
         Policy(role="ours", operating=bundle.manifest.operating),
         Policy(role="full", only=spec.n_exits - 1),

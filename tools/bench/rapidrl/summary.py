@@ -107,7 +107,7 @@ def of_task(name: str, books: Mapping[int, Book], whole: int, exits: Sequence[in
             draws[figure] = over_seeds(values, drawn, rng)
     document = {
         "env": task.env,
-        "metric": task.metric or "return",
+        "judged_in": task.arena,
         "max_ops_ratio": task.max_ops_frac,
         "seeds": sample.seeds,
         "floor_ops_ratio": round(exits[0] / whole, 4),

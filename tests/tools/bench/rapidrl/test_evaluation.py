@@ -74,7 +74,7 @@ def test_what_was_played_is_not_played_again_until_its_network_changes(tmp_path:
     first.rest()
     names = set(first.book.records)
     assert {"random", "full-int8", "full-fp32", "chosen", "ours@0.34", "ours@full", "small34"} <= names
-    assert {"always-exit-0", "always-exit-2", "random-exit", "gap@0.25", "entropy@0.7", "hold2-half"} <= names
+    assert {"always-exit-0", "always-exit-1", "random-exit", "gap@0.25", "entropy@0.7", "hold2-half"} <= names
     assert first.book.records["full-int8"].costs == [evaluation.full_ops(NETS["board"]((10, 10, 4), 3))]
     assert len(first.book.records["random"].returns) == 2 * TINY.episodes
     assert {"latency", "confidence"} <= set(first.book.notes)
@@ -126,7 +126,7 @@ def test_other_processes_play_the_same(tmp_path: Path) -> None:
     seeds = range(3)
     net = Evaluation(tmp_path, "breakout", 0, TINY, counted()[1]).network("full")
     assert net is not None
-    policies = [Policy(role="full", only=2), Policy(role="")]
+    policies = [Policy(role="full", only=1), Policy(role="")]
     trials = [
         evaluation.Trial(plan.TASKS["breakout"], policy, net.spec, None, net.tensors, seeds, 20) for policy in policies
     ]

@@ -70,28 +70,6 @@ def test_what_lacks_its_teacher_is_left_out(tmp_path: Path, capsys: pytest.Captu
     assert "left out" in capsys.readouterr().out
 
 
-def test_a_metric_takes_the_place_of_the_reward() -> None:
-    gymnasium = pytest.importorskip("gymnasium")
-    import numpy as np
-
-    class Meter(gymnasium.Env):
-        observation_space = gymnasium.spaces.Box(0, 255, (4, 4, 1), np.uint8)
-        action_space = gymnasium.spaces.Discrete(2)
-
-        def reset(self, **_: object) -> tuple[object, dict[str, float]]:
-            self.way = 0.0
-            return np.zeros((4, 4, 1), np.uint8), {"way": 0.0}
-
-        def step(self, action: int) -> tuple[object, float, bool, bool, dict[str, float]]:
-            self.way += 0.5 * action
-            return np.zeros((4, 4, 1), np.uint8), -1.0, self.way >= 1, False, {"way": self.way}
-
-    gymnasium.register("metered/Meter-v0", Meter)
-    task = plan.TASKS["drone"]._replace(env="metered/Meter-v0", metric="way")
-    env_id = plan.metered_env(task)
-    assert plan.metered_env(task) == env_id
-    assert plan.metered_env(task._replace(metric="")) == "metered/Meter-v0"
-    from tools.episodes import play_each
-
-    returns = play_each(lambda obs, _, __: np.ones(len(obs), int), env_id, [1, 2, 3], parallel=2, max_steps=10)
-    assert returns.tolist() == [1.0, 1.0, 1.0]
+def test_the_drone_is_judged_where_it_was_not_trained() -> None:
+    assert plan.TASKS["drone"].arena == "edgert/DroneTest-v0" != plan.TASKS["drone"].env
+    assert plan.TASKS["pong"].arena == plan.TASKS["pong"].env
