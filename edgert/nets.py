@@ -164,6 +164,28 @@ def stages(spec: NetSpec) -> tuple[Stage, ...]:
     return tuple(found)
 
 
+def without_exits(spec: NetSpec, exit_: int | None = None) -> NetSpec:
+    """The network up to one exit, without the exits before it.
+
+    Args:
+        spec: the network.
+        exit_: where it ends; the last exit by default, which leaves the whole trunk.
+
+    Returns:
+        A network of one exit. Its layers with weights are those of `spec`, in the same order.
+
+    Raises:
+        UsageError: `spec` has no such exit.
+    Source:
+        ours: what an early-exit network must be held against, because early heads are a cost of having exits.
+    """
+    k = spec.n_exits - 1 if exit_ is None else exit_
+    if not 0 <= k < spec.n_exits:
+        raise UsageError(f"exit {k} of a network that has {spec.n_exits}")
+    trunk = tuple(layer for stage in spec.trunk[: k + 1] for layer in stage)
+    return msgspec.structs.replace(spec, trunk=(trunk,), heads=(spec.heads[k],))
+
+
 def weighted(spec: NetSpec) -> Iterator[Placed]:
     """The layers that have parameters, in the order in which the flat vector holds them.
 
@@ -277,6 +299,29 @@ def initialise(spec: NetSpec, rng: np.random.Generator) -> Params:
         weight = params.views[f"{placed.name}.w"]
         weight[:] = rng.uniform(-bound, bound, weight.shape)
     return params
+
+
+def strip_exits(params: Params) -> Params:
+    """The parameters of the whole trunk and the last head, as a network of its own.
+
+    Args:
+        params: of a network with any number of exits.
+
+    Returns:
+        Parameters of `without_exits(params.spec)`, copied.
+
+    Raises:
+        UsageError: as `stages`.
+    Source:
+        ours.
+    """
+    made = Params(without_exits(params.spec))
+    last = f"h{params.spec.n_exits - 1}."
+    kept = [placed.name for placed in weighted(params.spec) if placed.name.startswith(("t", last))]
+    for name, placed in zip(kept, weighted(made.spec), strict=True):
+        for part in ("w", "b"):
+            made.views[f"{placed.name}.{part}"][:] = params.views[f"{name}.{part}"]
+    return made
 
 
 class Tape:

@@ -21,7 +21,9 @@ from edgert.nets import (
     matrix_shape,
     ops,
     stages,
+    strip_exits,
     weighted,
+    without_exits,
 )
 
 NET = NetSpec(
@@ -176,3 +178,14 @@ def test_initialise_is_seeded_and_starts_without_a_favourite() -> None:
     assert np.array_equal(one.flat, two.flat)
     assert np.abs(one.views["h2.out.w"]).max() <= 0.1 * np.sqrt(3 / 9) + 1e-7
     assert not any(view.any() for name, view in one.views.items() if name.endswith(".b"))
+
+
+def test_without_exits_the_network_says_the_same_and_costs_less() -> None:
+    params, obs = net()
+    alone = strip_exits(params)
+    assert alone.spec == without_exits(NET)
+    np.testing.assert_array_equal(forward(alone, obs)[0], forward(params, obs)[2])
+    assert ops(alone.spec)[0] < ops(NET)[2]
+    assert macs(without_exits(NET, 0)) == macs(NET)[:1]
+    with pytest.raises(UsageError, match="exit 3"):
+        without_exits(NET, 3)

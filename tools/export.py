@@ -26,7 +26,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import edgert
 from edgert import bundle, quant
-from edgert.nets import U8, Conv, Dense, MaxPool, NetSpec, Params, Placed, Relu, forward, macs, ops, stages
+from edgert.nets import U8, Conv, Dense, MaxPool, NetSpec, Params, Placed, Relu, forward, macs, ops, stages, strip_exits
 from edgert.policy import artifact
 from edgert.policy.exits import decide, fit_thresholds, taken
 from edgert.values import Operating
@@ -258,6 +258,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--calibration", type=int, default=2048, help="observations that set the ranges; as many again the thresholds"
     )
+    parser.add_argument("--without-exits", action="store_true", help="only the full network, for a teacher")
     parser.add_argument("--judged-in", help="environment of all evaluations; by default the one it was trained in")
     parser.add_argument("--golden", type=int, default=64)
     parser.add_argument("--episodes", type=int, default=30, help="of each evaluation; 0 skips them")
@@ -276,6 +277,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args = parse(argv)
     params, run = kept(args.run)
+    params = strip_exits(params) if args.without_exits else params
     arena = args.judged_in or run["env"]
     spec = params.spec
     last = spec.n_exits - 1

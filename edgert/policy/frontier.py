@@ -11,13 +11,12 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from edgert.bundle import Manifest, Point
 from edgert.errors import UsageError
-from edgert.nets import NetSpec, ops
+from edgert.nets import NetSpec, ops, without_exits
 from edgert.policy.exits import confidence, taken
 from edgert.values import Operating
 
@@ -49,8 +48,7 @@ def full_ops(spec: NetSpec) -> int:
     Source:
         ours: early heads are a cost of having exits, so they are left out here and counted there.
     """
-    trunk = tuple(layer for stage in spec.trunk for layer in stage)
-    return ops(msgspec.structs.replace(spec, trunk=(trunk,), heads=spec.heads[-1:]))[0]
+    return ops(without_exits(spec))[0]
 
 
 def pareto(points: Sequence[Point]) -> list[Point]:

@@ -24,7 +24,7 @@ import numpy.typing as npt
 import edgert
 from edgert import bundle, quant
 from edgert.errors import EdgertError
-from edgert.nets import Conv, Dense, NetSpec, Relu, initialise, macs, ops
+from edgert.nets import Conv, Dense, NetSpec, Relu, initialise, macs, ops, without_exits
 from edgert.policy import artifact
 from edgert.policy.exits import effective_thresholds
 from edgert.ports.runtime.choice import candidates, cpu_name, open_one, versions
@@ -60,12 +60,6 @@ NETS: dict[str, Callable[[], NetSpec]] = {
     "camera": lambda: camera((84, 84, 4), 6),
     "nature": lambda: nature((84, 84, 4), 6),
 }
-
-
-def without_exits(spec: NetSpec) -> NetSpec:
-    """The same trunk in one stage, with the last head."""
-    trunk = tuple(layer for stage in spec.trunk for layer in stage)
-    return msgspec.structs.replace(spec, trunk=(trunk,), heads=spec.heads[-1:])
 
 
 def policy_of(spec: NetSpec, seed: int = 0) -> artifact.Policy:

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("gymnasium")
-from edgert.nets import Conv, Dense, NetSpec, Relu, macs, ops
+from edgert.nets import Conv, Dense, NetSpec, Relu, macs, ops, without_exits
 from tools.bench import exits
 
 TINY = NetSpec((6, 6, 2), 3, trunk=((Conv(4, 3), Relu()), (Dense(8), Relu())), heads=((), ()))
@@ -20,7 +20,7 @@ TINY = NetSpec((6, 6, 2), 3, trunk=((Conv(4, 3), Relu()), (Dense(8), Relu())), h
 @pytest.mark.parametrize("name", exits.NETS)
 def test_the_network_without_exits_lacks_the_early_heads_and_their_tests_and_nothing_else(name: str) -> None:
     spec = exits.NETS[name]()
-    alone = exits.without_exits(spec)
+    alone = without_exits(spec)
     assert alone.n_exits == 1
     early = [
         NetSpec(spec.input_shape, spec.n_actions, (sum(spec.trunk[: k + 1], ()),), (spec.heads[k],), spec.input_scale)

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from edgert.nets import F32, U8, NetSpec, Params, ops, run_layers, stages
+from edgert.nets import F32, U8, NetSpec, Params, ops, run_layers, stages, without_exits
 from edgert.policy.exits import answer, effective_thresholds
 from edgert.policy.hold import Holds
 from edgert.quant import IntNet, Tensors
@@ -84,7 +84,7 @@ class Only:
 
     def __init__(self, net: Net, exit_: int) -> None:
         """Of `net`."""
-        self.spec, self._net, self._exit = truncated(net.spec, exit_), net, exit_
+        self.spec, self._net, self._exit = without_exits(net.spec, exit_), net, exit_
 
     def trunk(self, k: int, x: Any) -> Any:
         """All stages up to the exit."""
@@ -152,15 +152,9 @@ def by_chance(exit_share: Sequence[float]) -> Operating:
     return Operating(tuple(thresholds))
 
 
-def truncated(spec: NetSpec, exit_: int) -> NetSpec:
-    """The network up to one exit, without the exits before it."""
-    trunk = tuple(layer for stage in spec.trunk[: exit_ + 1] for layer in stage)
-    return msgspec.structs.replace(spec, trunk=(trunk,), heads=(spec.heads[exit_],))
-
-
 def costs(policy: Policy, spec: NetSpec) -> list[int]:
     """Operations of an answer at each exit that the policy can take."""
-    return ops(spec if policy.only is None else truncated(spec, policy.only))
+    return ops(spec if policy.only is None else without_exits(spec, policy.only))
 
 
 class Trial(NamedTuple):

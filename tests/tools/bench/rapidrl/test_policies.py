@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgert import quant
-from edgert.nets import F32, NetSpec, Params, forward, initialise, ops
+from edgert.nets import F32, NetSpec, Params, forward, initialise, ops, without_exits
 from edgert.policy.exits import answer, confidence, effective_thresholds
 from edgert.policy.frontier import full_ops
 from edgert.values import Operating
@@ -83,8 +83,8 @@ def test_a_network_that_ends_at_an_exit_answers_as_that_exit_and_costs_no_other_
         for k in range(3):
             only = Only(net, k)
             assert np.allclose(only.head(0, only.trunk(0, obs)), heads[k], atol=1e-5)
-    assert ops(policies.truncated(SPEC, 2)) == [full_ops(SPEC)]
-    assert ops(policies.truncated(SPEC, 0))[0] < ops(SPEC)[0], "nobody asks whether it is sure"
+    assert ops(without_exits(SPEC, 2)) == [full_ops(SPEC)]
+    assert ops(without_exits(SPEC, 0))[0] < ops(SPEC)[0], "nobody asks whether it is sure"
     assert policies.costs(Policy(role="x", only=1), SPEC)[0] < ops(SPEC)[1]
     assert policies.costs(Policy(role="x"), SPEC) == ops(SPEC)
 
