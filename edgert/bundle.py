@@ -36,6 +36,7 @@ _MANIFEST, _SIGNATURE = "manifest.json", "signature"
 _MANIFEST_BYTES_MAX = 1 << 20
 _SIGNATURE_BYTES_MAX = 1 << 12
 _BUNDLE_BYTES_MAX = 1 << 28  # packed and unpacked: no board loads a policy of a quarter GiB
+_SHARES_SLACK = 1e-6  # of floats that add up to 1
 _STAMP = (1980, 1, 1, 0, 0, 0)  # ZIP's first day: equal content gives equal bytes
 _ZIP_ERRORS = (
     zipfile.BadZipFile,
@@ -355,6 +356,10 @@ def _check(manifest: Manifest) -> None:
         not in (0, manifest.observation.shape[2]),
         "frontier: a point has not one threshold an exit but the last, or not one share an exit": any(
             len(point.thresholds) != len(manifest.exits) - 1 or len(point.exit_share) != len(manifest.exits)
+            for point in points
+        ),
+        "frontier: a point's shares do not add up to 1, or its interval begins above its end": any(
+            abs(sum(point.exit_share) + point.held_share - 1) > _SHARES_SLACK or point.return_low > point.return_high
             for point in points
         ),
         "costs: not one entry an exit": any(len(cost.exits) != len(manifest.exits) for cost in manifest.costs),

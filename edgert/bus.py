@@ -58,6 +58,7 @@ class Received(msgspec.Struct, frozen=True):
     topic: str
     payload: bytes
     correlation: bytes | None
+    retained: bool = False  # it was published before we subscribed
 
 
 class Stored(msgspec.Struct, frozen=True):

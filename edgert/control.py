@@ -16,7 +16,7 @@ from edgert import bus, wire
 from edgert.config import Config
 from edgert.errors import MessageError
 from edgert.fleet import command, session
-from edgert.govern.budget import allot
+from edgert.govern.budget import BUSY_OPS_FRAC, allot
 from edgert.govern.estimate import Estimate, update
 from edgert.values import (
     EXITS_ORDER_ENDED,
@@ -42,6 +42,10 @@ START_PATIENCE_S = 20.0  # without a hello a child is hung; importing a runtime 
 RESTART_BASE_S, RESTART_CAP_S, STABLE_S = 0.5, 10.0, 60.0
 """The first restart is immediate; from the second on the delay doubles; a child that lived STABLE_S is forgiven."""
 REPLY_EXPIRY_S = 30
+SWAP_DEATHS_MAX = 3
+"""An actor that dies so often on end gets no more chance to take over the network that waits for it."""
+OFFERED_MAX = 64
+"""Orders that may wait for the answer of the actor, which answers within a tick: more are a flood, or it is gone."""
 ANSWER_EXPIRY_S = 30  # an answer later than that teaches about a policy long gone
 
 
@@ -87,8 +91,8 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
         acting_frac: share of one core that the actor used between its last two reports; 1 before.
         pending, acting: the swap the actor was told to make, and the one it made (None: the installed bundle).
         last_swap: outcome of the newest.
-        order, offered: about the exits: the one the actor obeys, and a newer one it has not answered yet. Kept in
-            memory only: a supervisor that starts anew knows neither, and an actor that outlived it goes on obeying.
+        order, offered: about the exits: the one the actor obeys, and newer ones it has not answered yet. Kept in
+            memory only: a supervisor that starts anew knows none, and an actor that outlived it goes on obeying.
         ready: systemd was told so.
         counters: name -> total.
     """
@@ -114,7 +118,7 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
     acting: Swap | None = None
     last_swap: Swapped | None = None
     order: Order | None = None
-    offered: Order | None = None
+    offered: tuple[Order, ...] = ()
     ready: bool = False
     counters: dict[str, int] = {}
 
@@ -260,7 +264,7 @@ def _allot(world: World, now_s: float, effects: list[bus.Effect]) -> World:
         teacher_bytes_per_s=config.teacher.max_bytes_per_s if config.teacher.enabled else 0.0,
         link_up=world.link_up,
         has_frontier=world.actor is not None and world.actor.has_frontier,
-        acting_frac=world.acting_frac,
+        acting_frac=_unlimited(world),
     )
     if world.budget is not None and budget.why != world.budget.why:
         effects.append(bus.Record("budget-changed", dict(budget.why)))
@@ -285,6 +289,12 @@ def _outbox(world: World, event: OutboxEvent, now_s: float, effects: list[bus.Ef
     return world
 
 
+def _unlimited(world: World) -> float:
+    """What acting would use without the limit that stands, which must not be lifted because it works."""
+    left_frac = 1.0 if world.budget is None else world.budget.max_ops_frac
+    return world.acting_frac / max(BUSY_OPS_FRAC, left_frac)
+
+
 def _connected(world: World, role: Role, pid: int, now_s: float, effects: list[bus.Effect]) -> World:
     if role not in world.children:
         return world
@@ -297,10 +307,11 @@ def _connected(world: World, role: Role, pid: int, now_s: float, effects: list[b
         world = msgspec.structs.replace(world, actor_at_s=now_s)
         if world.pending is not None:
             effects.append(bus.Tell("actor", world.pending))
-        for order in filter(None, (world.order, world.offered)):
-            if order.until_s is None or order.until_s > now_s:
-                left_s = None if order.until_s is None else order.until_s - now_s
-                effects.append(bus.Tell("actor", msgspec.structs.replace(order.told, left_s=left_s)))
+        world = msgspec.structs.replace(world, offered=_unexpired(world.offered, now_s))
+        former = () if world.order is None else (world.order,)
+        for order in (*_unexpired(former, now_s), *world.offered):
+            left_s = None if order.until_s is None else order.until_s - now_s
+            effects.append(bus.Tell("actor", msgspec.structs.replace(order.told, left_s=left_s)))
     return world
 
 
@@ -312,6 +323,10 @@ def _exited(world: World, event: bus.Exited, now_s: float, effects: list[bus.Eff
     failures = 1 if now_s - child.since_s >= STABLE_S else child.failures + 1
     delay_s = 0.0 if failures == 1 else min(RESTART_CAP_S, RESTART_BASE_S * 2.0 ** min(failures - 2, 16))
     effects.append(bus.Record("child-exited", {"role": role, "code": code, "restart_in_s": delay_s}))
+    if role == "actor" and world.pending is not None and failures >= SWAP_DEATHS_MAX:
+        # A network can bring a runtime down, and the process with it, before any check of it can speak.
+        why = f"the actor died {failures} times on end, lately while this network was offered to it"
+        world = _swapped(world, Swapped(world.pending.generation, False, why, 0, 0, 0.0), effects)
     return _set_child(
         _count(world, f"{role}-exits"),
         role,
@@ -402,9 +417,11 @@ def _exits_set(world: World, told: ExitsSet, effects: list[bus.Effect]) -> World
     name = "exits-refused" if told.why else "exits-set"
     effects.append(bus.Record(name, {"id": told.id, "why": told.why, **in_force}))
     _reply(world, wire.CommandReply(id=told.id, ok=not told.why, why=told.why, detail=in_force), effects)
-    offered, world = world.offered, _count(world, name)
-    if offered is not None and offered.told.id == told.id:
-        return msgspec.structs.replace(world, order=world.order if told.why else offered, offered=None)
+    world = _count(world, name)
+    for i, order in enumerate(world.offered):
+        if order.told.id == told.id:
+            left = world.offered[:i] + world.offered[i + 1 :]
+            return msgspec.structs.replace(world, order=world.order if told.why else order, offered=left)
     if told.why and world.order is not None and world.order.told.id == told.id:
         return msgspec.structs.replace(world, order=None)  # a new actor could not take it up again
     return world
@@ -415,17 +432,28 @@ def _reply(world: World, reply: wire.CommandReply, effects: list[bus.Effect]) ->
     effects.append(bus.Publish(topic, wire.encode(reply), qos=1, expiry_s=REPLY_EXPIRY_S))
 
 
-def _ordered(world: World, payload: bytes, now_s: float, effects: list[bus.Effect]) -> World:
+def _ordered(world: World, message: bus.Received, now_s: float, effects: list[bus.Effect]) -> World:
     """A command about the exits: it holds once the actor says so."""
-    told = command.read_exits(payload, world.n_exits)
+    told = command.read_exits(message.payload, world.n_exits)
+    if message.retained and not isinstance(told, command.Bad):
+        told = command.Bad(told.id, "retained: it would come back with every connection; send it without")
     if isinstance(told, command.Bad):
         effects.append(bus.Record("bad-command", {"command": "exits", "id": told.id, "why": told.why[:500]}))
         if told.id is not None:
             _reply(world, wire.CommandReply(id=told.id, ok=False, why=told.why), effects)
         return _count(world, "bad-command")
+    offered = _unexpired(world.offered, now_s)
+    if len(offered) >= OFFERED_MAX:
+        why = f"{len(offered)} orders wait for the actor's answer: send it again when the device acts"
+        _reply(world, wire.CommandReply(id=told.id, ok=False, why=why), effects)
+        return _count(world, "exits-crowded")
     effects.append(bus.Tell("actor", told))
     until_s = None if told.left_s is None else now_s + told.left_s
-    return msgspec.structs.replace(world, offered=Order(told, until_s))
+    return msgspec.structs.replace(world, offered=(*offered, Order(told, until_s)))
+
+
+def _unexpired(orders: tuple[Order, ...], now_s: float) -> tuple[Order, ...]:
+    return tuple(order for order in orders if order.until_s is None or order.until_s > now_s)
 
 
 def _received(world: World, message: bus.Received, now_s: float, effects: list[bus.Effect]) -> World:
@@ -440,7 +468,7 @@ def _received(world: World, message: bus.Received, now_s: float, effects: list[b
             ack, _ = wire.decode(message.payload, wire.EventAck)
             return _outbox(world, session.Acked(ack.stream, ack.up_to), now_s, effects)
         if (topic.channel, topic.type) == ("cmd", "exits"):
-            return _ordered(world, message.payload, now_s, effects)
+            return _ordered(world, message, now_s, effects)
         raise MessageError(f"no device listens on {topic.channel}/{topic.type}")
     except MessageError:
         return _count(world, "malformed-messages")

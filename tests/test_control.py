@@ -157,6 +157,24 @@ def test_an_accepted_network_is_swapped_in_committed_and_given_to_a_restarted_ac
     assert of(effects, bus.Commit) == [bus.Commit(swap)] and world.acting == swap and world.pending is None
 
 
+def test_a_network_that_kills_the_actor_is_not_offered_for_ever() -> None:
+    world, _ = control.step(started(), bus.Heard("trainer", Candidate(1, "/gen-1", "ab", {}, {})), 5.0)
+    now_s, offers = 6.0, 0
+    for pid in range(11, 18):
+        world, effects = control.step(world, bus.Exited("actor", pid, -11), now_s)
+        refused = [effect for effect in of(effects, bus.Record) if effect.name == "swap-refused"]
+        assert bool(refused) == (pid == 11 + control.SWAP_DEATHS_MAX - 1)
+        now_s += control.RESTART_CAP_S
+        world, effects = feed(
+            world,
+            (now_s, bus.Spawned("actor", pid + 1)),
+            (now_s, bus.Connected("actor", pid + 1)),
+        )
+        offers += bus.Tell("actor", Swap(1, "/gen-1", "ab")) in effects
+        now_s += 1.0
+    assert offers == control.SWAP_DEATHS_MAX - 1 and world.pending is None and world.acting is None
+
+
 def test_a_refused_network_changes_nothing() -> None:
     world, effects = control.step(started(), bus.Heard("trainer", Candidate(0, "", "", {"regret": False}, {})), 5.0)
     assert not of(effects, bus.Tell) and world.counters["networks-refused"] == 1
@@ -406,7 +424,35 @@ def test_a_bad_command_changes_nothing_and_is_named_counted_and_answered(fields:
     assert [reply.ok for reply in replies(effects)] == [False]
     world, effects = commanded(world, 2.0, id="a/b")
     assert world.counters["bad-command"] == 2 and not replies(effects), "nobody could receive that"
-    assert (world.order, world.offered) == (None, None)
+    assert (world.order, world.offered) == (None, ())
+
+
+def test_of_two_orders_under_way_the_one_that_was_obeyed_is_told_to_a_new_actor() -> None:
+    world, _ = commanded(started(), 1.0, id="c1", point=2)
+    world, _ = commanded(world, 1.0, id="c2", point=99)
+    world, _ = obeyed(world, 1.1, "c1")
+    world, _ = obeyed(world, 1.1, "c2", "no such point")
+    _, effects = control.step(world, bus.Connected("actor", 21), 3.0)
+    assert [order.id for order in orders(effects)] == ["c1"]
+
+
+def test_a_flood_of_orders_that_nobody_answers_is_refused_until_they_expire() -> None:
+    world = started()
+    for i in range(control.OFFERED_MAX):
+        world, _ = commanded(world, 1.0, id=f"c{i}", point=2, valid_s=10.0)
+    crowded, effects = commanded(world, 2.0, id="more", point=2)
+    assert [(reply.id, reply.ok) for reply in replies(effects)] == [("more", False)]
+    assert not orders(effects) and crowded.offered == world.offered and crowded.counters["exits-crowded"] == 1
+    world, effects = commanded(world, 12.0, id="more", point=2)
+    assert [order.id for order in orders(effects)] == ["more"] and len(world.offered) == 1
+
+
+def test_a_retained_order_does_not_come_back_with_every_connection() -> None:
+    payload = cbor2.dumps({"schema": "exits-command", "v": 1, "id": "c1", "point": 2})
+    message = bus.Received("edgert/v1/default/d1/cmd/exits/-", payload, None, retained=True)
+    world, effects = control.step(started(), message, 1.0)
+    assert not orders(effects) and world.offered == ()
+    assert [(reply.ok, reply.why[:8]) for reply in replies(effects)] == [(False, "retained")]
 
 
 def test_the_budget_asks_for_a_cheaper_setting_where_the_actor_has_one() -> None:
@@ -415,6 +461,19 @@ def test_the_budget_asks_for_a_cheaper_setting_where_the_actor_has_one() -> None
         world, _ = feed(started(), (1.0, bus.Heard("actor", report(has_frontier=has_frontier))), (2.0, hot))
         assert world.budget is not None
         assert (world.budget.max_exit, world.budget.max_ops_frac < 1) == (max_exit, True)
+
+
+def test_a_limit_on_acting_is_not_lifted_because_it_works() -> None:
+    busy = bus.Sensed(Readings(temp_c=Reading(40.0), load_frac=Reading(1.0)))
+    world, _ = feed(started(), (1.0, bus.Heard("actor", report(has_frontier=True, cpu_s=1.0))))
+    limits = []
+    for second, used_s in enumerate((0.12, 0.07, 0.07, 0.04), 2):
+        assert world.actor is not None
+        told = report(has_frontier=True, cpu_s=world.actor.cpu_s + used_s)
+        world, _ = feed(world, (float(second), bus.Heard("actor", told)), (float(second), busy))
+        assert world.budget is not None
+        limits.append(world.budget.max_ops_frac < 1)
+    assert limits == [True, True, True, False]
 
 
 def test_what_acting_costs_is_measured_between_two_reports_of_one_actor() -> None:

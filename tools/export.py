@@ -15,6 +15,7 @@ import argparse
 import datetime
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,9 +27,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 import edgert
 from edgert import bundle, quant
+from edgert.errors import EdgertError, UsageError
 from edgert.nets import U8, Conv, Dense, MaxPool, NetSpec, Params, Placed, Relu, forward, macs, ops, stages, strip_exits
 from edgert.policy import artifact
 from edgert.policy.exits import decide, fit_thresholds, taken
+from edgert.ports.plant import worlds
+from edgert.ports.store import store_error, write_atomic
 from edgert.values import Operating
 from tools import frontier, tflite
 from tools.episodes import Chooser, play
@@ -272,20 +276,53 @@ def _score(returns: npt.NDArray[np.float64]) -> dict[str, float | None]:
     return {"mean": round(float(returns.mean()), 3), "sem": sem}
 
 
+def _check(args: argparse.Namespace, spec: NetSpec, arena: str) -> None:
+    """What would otherwise fail after hours of playing."""
+    counts = {"watch-episodes": 1, "calibration": 1, "golden": 1, "episodes": 0}
+    for name, least in counts.items():
+        if (said := getattr(args, name.replace("-", "_"))) < least:
+            raise UsageError(f"--{name} {said}: at least {least}")
+    if not 0 <= args.regret < float("inf"):
+        raise UsageError(f"--regret {args.regret}: a share, at least 0")
+    frontier.check(args)
+    env = worlds.make(arena)
+    shown, n_actions = env.observation_space.shape, int(env.action_space.n)
+    env.close()
+    if (shown, n_actions) != (spec.input_shape, spec.n_actions):
+        raise UsageError(
+            f"{arena} shows {shown} and takes {n_actions} actions, the network was trained for "
+            f"{spec.input_shape} and {spec.n_actions}"
+        )
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Collect, quantize, fit thresholds, evaluate, write."""
+    """Read the command line and export."""
     argv = sys.argv[1:] if argv is None else argv
     args = parse(argv)
-    params, run = kept(args.run)
+    try:
+        return run(args, argv)
+    except EdgertError as error:
+        print(f"tools.export: {error}", file=sys.stderr)
+        return 1
+
+
+def run(args: argparse.Namespace, argv: list[str]) -> int:
+    """Collect, quantize, fit thresholds, evaluate, write."""
+    params, trained = kept(args.run)
     params = strip_exits(params) if args.without_exits else params
-    arena = args.judged_in or run["env"]
+    arena = args.judged_in or trained["env"]
     spec = params.spec
     last = spec.n_exits - 1
+    _check(args, spec, arena)
+    try:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise store_error(error, "make", args.out.parent) from error
 
     # Seeds apart from those of training, of its evaluations and of its test.
     met = watch(
         params,
-        run["env"],
+        trained["env"],
         episodes=args.watch_episodes,
         wanted=2 * args.calibration,
         seed=30_000_000 + args.seed * 1000,
@@ -327,7 +364,6 @@ def main(argv: list[str] | None = None) -> int:
         }
         scores = {name: _score(play(choose, arena, args.episodes, seed=seed)) for name, choose in choosers.items()}
 
-    measured, risk, setting = frontier.measure(args, spec, tensors, arena, held_out, Operating(thresholds))
     manifest = bundle.Manifest(
         name=args.name or args.run.name,
         task=args.task,
@@ -338,17 +374,13 @@ def main(argv: list[str] | None = None) -> int:
         control_rate_hz=args.control_rate_hz,
         gamma=args.gamma,
         net=msgspec.to_builtins(spec),
-        thresholds=setting.thresholds,
-        repeat=setting.repeat,
-        hold_threshold=setting.hold_threshold,
-        frontier=measured,
-        risk=risk,
+        thresholds=thresholds,
         exits=tuple(map(bundle.Exit, macs(spec), ops(spec))),
         safe_action=args.safe_action,
         ranges=ranges,
         golden=bundle.Golden(args.golden, 0.0),
         provenance={
-            "run": run,
+            "run": trained,
             "export": {
                 "command": "python -m tools.export " + " ".join(argv),
                 "commit": commit(),
@@ -359,13 +391,16 @@ def main(argv: list[str] | None = None) -> int:
             },
         },
     )
-    stages_tflite = tflite.build(spec, tensors)
     golden, float_onnx = held_out[: args.golden], build_float(params)
-    data = artifact.pack(manifest, params, build(spec, tensors), golden, tflite=stages_tflite, float_onnx=float_onnx)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_bytes(data)
+    pack = partial(artifact.pack, tflite=tflite.build(spec, tensors), float_onnx=float_onnx)
+    pack(manifest, params, build(spec, tensors), golden)  # what is wrong with it is found before the long part
+    measured, risk, setting = frontier.measure(args, spec, tensors, arena, held_out, Operating(thresholds))
+    settled = {name: getattr(setting, name) for name in Operating.__struct_fields__}
+    manifest = msgspec.structs.replace(manifest, frontier=measured, risk=risk, **settled)
+    data = pack(manifest, params, build(spec, tensors), golden)
+    write_atomic(args.out, data, mode=0o644)
     if args.float:
-        args.out.with_suffix(".float.onnx").write_bytes(float_onnx)
+        write_atomic(args.out.with_suffix(".float.onnx"), float_onnx, mode=0o644)
 
     print("exit       MACs  threshold  share  agrees: taken  always  int8=float  max head error")
     for row in ({key: "-" if value is None else value for key, value in row.items()} for row in rows):

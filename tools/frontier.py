@@ -8,6 +8,7 @@ the network is computed only for those observations that go on to it.
 from __future__ import annotations
 
 import argparse
+import math
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -25,7 +26,7 @@ from edgert.nets import F32, U8, NetSpec, ops
 from edgert.policy import frontier, risk
 from edgert.policy.exits import answer, effective_thresholds
 from edgert.policy.hold import Holds
-from edgert.values import Operating
+from edgert.values import REPEAT_MAX, Operating
 from tools.episodes import play_each
 from tools.progress import bar
 
@@ -85,7 +86,8 @@ class Player(NamedTuple):
         net, last = quant.IntNet(self.spec, self.tensors), self.spec.n_exits - 1
         settings = [setting or Operating((0.0,) * last) for setting, _ in jobs]
         bars: F32 = np.stack([effective_thresholds(setting.thresholds, last) for setting in settings])
-        dice = [None if setting else np.random.default_rng(seed) for setting, seed in jobs]
+        # Not the seed alone: environments draw from the very generator that it would give.
+        dice = [None if setting else np.random.default_rng((seed, 1)) for setting, seed in jobs]
         at_random = np.array([each is not None for each in dice])
         holds = Holds(settings)
         exit_ticks = np.zeros((len(jobs), last + 1), np.int64)
@@ -304,6 +306,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def check(args: argparse.Namespace) -> None:
+    """See that what `add_arguments` asked for can be had, before anything is played.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    bounds = args.return_bounds or (0.0, 1.0)
+    faults = {
+        "--risk tests settings of the frontier: add --frontier-episodes": args.risk is not None
+        and not args.frontier_episodes,
+        f"--frontier-episodes: 0 to {SEEDS // 2 // REFERENCE_TIMES}": not 0
+        <= args.frontier_episodes
+        <= SEEDS // 2 // REFERENCE_TIMES,
+        f"--risk-episodes: 1 to {SEEDS}": not 1 <= args.risk_episodes <= SEEDS,
+        "--frontier-settings, --parallel, --processes, --max-steps: at least 1": min(
+            args.frontier_settings, args.parallel, args.processes, args.max_steps
+        )
+        < 1,
+        f"--repeats: 2 to {REPEAT_MAX}": not all(2 <= repeat <= REPEAT_MAX for repeat in args.repeats),
+        "--risk and --delta: between 0 and 1": not (0 < args.delta < 1 and (args.risk is None or 0 < args.risk < 1)),
+        "--return-bounds: two finite numbers, the lower first": not (
+            all(map(math.isfinite, bounds)) and bounds[0] < bounds[1]
+        ),
+    }
+    if wrong := [fault for fault, is_so in faults.items() if is_so]:
+        raise UsageError("; ".join(wrong))
+
+
 def measure(
     args: argparse.Namespace, spec: NetSpec, tensors: quant.Tensors, env_id: str, obs: U8, default: Operating
 ) -> tuple[Frontier | None, Risk | None, Operating]:
@@ -321,11 +351,10 @@ def measure(
         The frontier, the promise, and the setting for the bundle.
 
     Raises:
-        UsageError: a promise without a frontier, or a full network that is no better than random actions.
+        UsageError: as `check`, or a full network that is no better than random actions.
     """
+    check(args)
     if not args.frontier_episodes:
-        if args.risk is not None:
-            raise UsageError("--risk tests settings of the frontier: add --frontier-episodes")
         return None, None, default
     player = Player(spec, tensors, env_id, args.parallel, args.max_steps)
     total = about_episodes(args.frontier_settings, args.repeats, args.frontier_episodes)

@@ -47,7 +47,7 @@ except (EdgertError, OSError) as error:
     sys.exit(str(error))
 print(len(policy.golden_obs))
 """
-# What each runtime needs, in the order in which `auto` tries them.
+# As `ports.runtime.PACKAGES`, which cannot be imported where numpy is what is broken.
 _RUNTIMES = {"onnx": "onnxruntime", "litert": "ai_edge_litert", "tflite": "tflite_runtime", "numpy": "numpy"}
 _KERNELS_CHILD = "from edgert import kernels; print(kernels.NATIVE)"
 

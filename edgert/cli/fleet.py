@@ -12,7 +12,8 @@ import time
 from edgert import wire
 from edgert.cli import ERROR, OK, RETRY_LATER
 from edgert.errors import ConfigError, MessageError
-from edgert.ports.mqtt import LinkUp, Mqtt, Received
+from edgert.fleet.command import Bad, read_exits
+from edgert.ports.mqtt import LinkDown, LinkUp, Mqtt, Received
 
 EXPIRY_S = 60
 """A device that is away for longer never hears of the command: nobody waits for its reply by then."""
@@ -25,7 +26,7 @@ def main(argv: list[str]) -> int:
         0 obeyed, 1 refused by the device, 75 no reply, or no broker, in time.
 
     Raises:
-        ConfigError: names or the broker's url are wrong.
+        ConfigError: names, settings, patience or the broker's url are wrong.
     """
     args = _parse(argv)
     for word, name in (("fleet", args.fleet), ("device", args.device)):
@@ -40,9 +41,16 @@ def main(argv: list[str]) -> int:
         max_ops_frac=args.max_ops_frac,
         valid_s=args.valid_s,
     )
-    reply = _ask(args, command)
-    if reply is None:
-        print(f"edgert: no reply of {args.fleet}/{args.device} within {args.timeout_s:g} s", file=sys.stderr)
+    payload = wire.encode(command)
+    # How many exits the device's network has is its to know; everything else can be said at once.
+    told = read_exits(payload, 1 + len(command.thresholds or ()))
+    if isinstance(told, Bad):
+        raise ConfigError(f"a command that no device could obey: {told.why}")
+    if not args.timeout_s > 0:
+        raise ConfigError(f"--timeout-s {args.timeout_s:g}: it must be above 0")
+    reply = _ask(args, command.id, payload)
+    if isinstance(reply, str):
+        print(f"edgert: {reply}", file=sys.stderr)
         return RETRY_LATER
     if args.json:
         print(json.dumps({"id": reply.id, "ok": reply.ok, "why": reply.why, **reply.detail}))
@@ -53,30 +61,35 @@ def main(argv: list[str]) -> int:
     return OK if reply.ok else ERROR
 
 
-def _ask(args: argparse.Namespace, command: wire.ExitsCommand) -> wire.CommandReply | None:
-    """Publish until the broker takes it, and wait for the reply.
+def _ask(args: argparse.Namespace, id_: str, payload: bytes) -> wire.CommandReply | str:
+    """Publish until the broker takes it, and wait for the reply, or say why there is none.
 
     Blocks: up to `args.timeout_s`.
     """
+    broker = args.broker.rpartition("@")[2]  # without a password
+    why = f"no broker at {broker} within {args.timeout_s:g} s"
     topic = str(wire.Topic(args.fleet, args.device, "cmd", "exits"))
-    mqtt = Mqtt(args.broker, f"edgert-fleet-{command.id}", session_expiry_s=0)
-    mqtt.subscribe([(str(wire.Topic(args.fleet, args.device, "tele", "reply", command.id)), 1)])
+    mqtt = Mqtt(args.broker, f"edgert-fleet-{id_}", session_expiry_s=0)
+    mqtt.subscribe([(str(wire.Topic(args.fleet, args.device, "tele", "reply", id_)), 1)])
     deadline_s = time.monotonic() + args.timeout_s
     with mqtt:
         poller = select.poll()
         poller.register(mqtt.fileno(), select.POLLIN)
         while (left_s := deadline_s - time.monotonic()) > 0:
-            poller.poll(left_s * 1000)
+            poller.poll(1000 * min(left_s, 60.0))
             for event in mqtt.events():
                 match event:
                     case LinkUp():
+                        why = f"no reply of {args.fleet}/{args.device} within {args.timeout_s:g} s"
                         mqtt.publish(
                             topic,
-                            wire.encode(command),
+                            payload,
                             qos=1,
                             expiry_s=EXPIRY_S,
                             content_type=wire.CONTENT_TYPE,
                         )
+                    case LinkDown():
+                        why = f"no link to {broker}: {event.fault or event.reason}"
                     case Received():
                         try:
                             return wire.decode(event.payload, wire.CommandReply)[0]
@@ -84,7 +97,7 @@ def _ask(args: argparse.Namespace, command: wire.ExitsCommand) -> wire.CommandRe
                             print(f"edgert: {event.topic}: {error}", file=sys.stderr)
                     case _:
                         pass
-    return None
+    return why
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

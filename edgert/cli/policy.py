@@ -41,8 +41,8 @@ def policy(argv: list[str]) -> int:
     if args.core is not None:
         try:
             os.sched_setaffinity(0, {args.core})
-        except OSError as error:
-            raise ConfigError(f"--core {args.core}: {error.strerror}; there are {os.cpu_count()} cores") from error
+        except (OSError, ValueError, OverflowError) as error:
+            raise ConfigError(f"--core {args.core}: {error}; there are {os.cpu_count()} cores") from error
     # Here, because `edgert policy --help` should not wait for numpy.
     from edgert.policy import artifact
 
@@ -75,6 +75,7 @@ def _check(loaded: Policy, args: argparse.Namespace) -> int:
     from edgert.programs.policy_bench import line_up
 
     manifest, runners = loaded.manifest, line_up(loaded, candidates(loaded))
+    points, measured_on = _frontier(loaded)
     runs = [runner for runner in runners if runner.runtime is not None]
     document: dict[str, Any] = {
         "name": manifest.name,
@@ -91,7 +92,8 @@ def _check(loaded: Policy, args: argparse.Namespace) -> int:
                 manifest.exits, ops(loaded.spec), (*manifest.thresholds, None), strict=True
             )
         ],
-        "frontier_points": len(manifest.frontier.points) if manifest.frontier else 0,
+        "frontier": points,
+        "frontier_cost_on": measured_on,
         "costs": msgspec.to_builtins(manifest.costs),
         "provenance": manifest.provenance,
         "runtimes": {runner.name: runner.why or "ok" for runner in runners},
@@ -109,12 +111,50 @@ def _check(loaded: Policy, args: argparse.Namespace) -> int:
     for k, row in enumerate(document["exits"]):
         threshold = "-" if row["threshold"] is None else f"{row['threshold']:.3f}"
         print(f"  {k:<6}{row['macs']:>12}{row['ops']:>12}{threshold:>11}")
+    if points:
+        _show_frontier(points, measured_on)
     found = manifest.provenance.get("export") or manifest.provenance
     told = {key: value for key, value in found.items() if isinstance(value, str | int | float)}
     print("  from: " + (", ".join(f"{key} {value}" for key, value in told.items()) or "nothing is said"))
     for runner in runners:
         _print_verdict(runner)
     return OK if runs else ERROR
+
+
+def _frontier(loaded: Policy) -> tuple[list[dict[str, Any]], str | None]:
+    """The points of the frontier, each with the mean seconds of a tick if this board was measured, and on what."""
+    from edgert.policy.frontier import cost_s
+    from edgert.ports.runtime.choice import key_of
+
+    if loaded.manifest.frontier is None:
+        return [], None
+    points, key = loaded.manifest.frontier.points, key_of(loaded)
+    taken_s = {
+        f"{cost.runtime} {cost.precision}": [cost_s(point, [each.p50_s for each in cost.exits]) for point in points]
+        for cost in loaded.manifest.costs
+        if (cost.board, cost.cpu) == (key.board, key.cpu)
+    }
+    fastest = min(taken_s, key=lambda name: sum(taken_s[name]), default=None)
+    costs_s = taken_s[fastest] if fastest else [None] * len(points)
+    return [
+        {**msgspec.to_builtins(point), "cost_s": cost} for point, cost in zip(points, costs_s, strict=True)
+    ], fastest
+
+
+def _show_frontier(points: list[dict[str, Any]], measured_on: str | None) -> None:
+    """What `edgert fleet exits --point` chooses from."""
+    timed = f"mean us, {measured_on}" if measured_on else ""
+    print(f"  {'point':<6}{'operations':>11}{'return':>8}   {'95 %':<14}{'held':>5}  {timed:<22}setting")
+    for i, point in enumerate(points):
+        time_us = f"{1e6 * point['cost_s']:.1f}" if measured_on else ""
+        setting = " ".join(f"{each:.3f}" for each in point["thresholds"])
+        if point["repeat"] > 1:
+            setting += f", {point['repeat']} ticks from {point['hold_threshold']:.3f} on"
+        interval = f"{point['return_low']:.2f} .. {point['return_high']:.2f}"
+        print(
+            f"  {i:<6}{point['ops_frac']:>11.3f}{point['return_frac']:>8.3f}   {interval:<14}"
+            f"{point['held_share']:>5.2f}  {time_us:<22}{setting}"
+        )
 
 
 def _bench(loaded: Policy, args: argparse.Namespace) -> int:
@@ -132,7 +172,7 @@ def _bench(loaded: Policy, args: argparse.Namespace) -> int:
         wanted = [one for one in wanted if one[0] in args.runtimes]
         wanted += [(kind, "int8") for kind in PACKAGES if kind in args.runtimes and kind not in found]
     measured_at, note = _where(args.config)
-    rate_hz = args.rate or loaded.manifest.control_rate_hz
+    rate_hz = loaded.manifest.control_rate_hz if args.rate is None else args.rate
     runners = program.line_up(loaded, wanted)
     try:
         program.race(loaded, runners, rate_hz, args.seconds)

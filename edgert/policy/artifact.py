@@ -13,6 +13,7 @@ from edgert import __version__, bundle, onnxfile, quant, tflitefile
 from edgert.bundle import Bundle, Cost, Golden, Manifest
 from edgert.errors import ArtifactError, UsageError
 from edgert.nets import F32, U8, Conv, NetSpec, Params, Placed, forward, macs, matrix_shape, ops, stages, weighted
+from edgert.policy.frontier import full_ops
 
 _EDGE_MAX = 1 << 16
 _UNITS_A_STEP = (2.0**-32, 255.0)  # of any multiplier: outside, everything rounds to 0 or saturates, whatever it is
@@ -134,7 +135,22 @@ def _spec(manifest: Manifest) -> NetSpec:
     fits = fits and [e.macs for e in manifest.exits] == macs(spec)
     if not fits or any(e.ops not in (None, n) for e, n in zip(manifest.exits, ops(spec), strict=True)):
         raise ArtifactError("bundle, manifest.json: net does not fit observation, action and exits")
+    _check_frontier(manifest, spec)
     return spec
+
+
+def _check_frontier(manifest: Manifest, spec: NetSpec) -> None:
+    """What the points cost must be what the network costs at the exits they say they took."""
+    if manifest.frontier is None:
+        return
+    whole, cost = full_ops(spec), ops(spec)
+    for i, point in enumerate(manifest.frontier.points):
+        spent_frac = sum(share * each for share, each in zip(point.exit_share, cost, strict=True)) / whole
+        if manifest.frontier.full_ops != whole or abs(point.ops_frac - spent_frac) > 1e-6:
+            raise ArtifactError(
+                f"bundle, manifest.json, frontier: point {i} costs {point.ops_frac:g} of {manifest.frontier.full_ops}"
+                f" operations, and this network {spent_frac:g} of {whole}; export it again"
+            )
 
 
 def load(data: bytes) -> Policy:
@@ -171,6 +187,9 @@ def load(data: bytes) -> Policy:
     for name, values in (("params.f32", flat), ("golden.head", golden_head)):
         if not np.isfinite(values).all():
             raise ArtifactError(f"bundle: {name} holds values that are not finite")
+    largest, allowed = float(np.abs(golden_head).max()), packed.manifest.golden.max_head_error
+    if allowed > largest + 1e-6:
+        raise ArtifactError(f"bundle: max_head_error {allowed:g} lets any answer pass, none is above {largest:g}")
     tensors = onnxfile.read(packed.members["policy.onnx"])
     quant.IntNet(spec, tensors)
     policy = Policy(packed, spec, Params(spec, flat), tensors, golden_obs, golden_head)

@@ -49,6 +49,8 @@ def store_error(error: OSError, doing: str, path: str | os.PathLike[str]) -> Sto
         The error to raise; nothing is raised here.
     """
     advice = _ADVICE.get(error.errno or 0, error.strerror or str(error))
+    if error.errno == errno.ENOENT and doing == "read":
+        advice = "there is no such file"
     return StoreError(f"cannot {doing} {os.fspath(path)}: {advice}")
 
 

@@ -297,7 +297,7 @@ class Supervisor:
                 case LinkDown():
                     self.inputs.append(bus.LinkDown(event.fault or event.reason))
                 case Received():
-                    self.inputs.append(bus.Received(event.topic, event.payload, event.correlation))
+                    self.inputs.append(bus.Received(event.topic, event.payload, event.correlation, event.retain))
                 case _:
                     pass
 

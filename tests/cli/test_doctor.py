@@ -13,6 +13,7 @@ import pytest
 from edgert.cli import doctor
 from edgert.config import commented_default
 from edgert.ports import broker
+from edgert.ports.runtime import PACKAGES
 
 
 def config_file(folder: Path, **settings: object) -> Path:
@@ -121,3 +122,7 @@ def test_a_tflite_runtime_is_told_of_only_where_it_is_asked_for_or_the_bundle_ha
 
 def test_the_file_system_of_proc_is_proc() -> None:
     assert doctor.file_system(Path("/proc/self")) == "proc"
+
+
+def test_it_knows_the_runtimes_in_the_order_in_which_they_are_tried() -> None:
+    assert list(doctor._RUNTIMES.items()) == list(PACKAGES.items())

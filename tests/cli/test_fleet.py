@@ -96,6 +96,38 @@ def test_names_that_are_no_topic_segment_are_refused(arguments: list[str]) -> No
         fleet.main(["exits", *arguments, "--broker", "mqtt://localhost"])
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--repeat", "3"], "they need thresholds"),
+        (["--thresholds", "nan"], "confidence lies in 0..1"),
+        (["--thresholds", "0.5", "--repeat", "65"], "repeat 65"),
+        (["--thresholds", "0.5", "--hold-threshold", "1.5"], "hold_threshold 1.5"),
+        (["--point", "-1"], "counted from 0"),
+        (["--point", "9" * 30], "64 bits"),
+        (["--max-ops-frac", "nan"], "max_ops_frac"),
+        (["--valid-s", "0"], "valid_s"),
+        (["--timeout-s", "nan"], "timeout-s"),
+        (["--timeout-s", "0"], "timeout-s"),
+    ],
+)
+def test_what_no_device_could_obey_is_not_sent(arguments: list[str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        fleet.main(["exits", "--device", "a", "--broker", "mqtt://127.0.0.1:1", *arguments])
+
+
+def test_endless_patience_is_taken_for_what_it_is(device: Any, mosquitto: Any) -> None:
+    device("late", lambda command: wire.encode(wire.CommandReply(id=command.id, ok=True)))
+    assert fleet.main(["exits", "--device", "late", "--broker", mosquitto.url, "--timeout-s", "inf"]) == OK
+
+
+def test_a_broker_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["exits", "--device", "a", "--broker", "mqtt://me:secret@127.0.0.1:1", "--timeout-s", "1"]
+    assert fleet.main(arguments) == RETRY_LATER
+    told = capsys.readouterr().err
+    assert "127.0.0.1:1" in told and "secret" not in told
+
+
 def test_a_setting_and_a_point_exclude_one_another() -> None:
     with pytest.raises(SystemExit):
         fleet.main(["exits", "--device", "a", "--broker", "mqtt://x", "--point", "1", "--thresholds", "0.5"])

@@ -4,11 +4,15 @@ import json
 import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from edgert import bundle
 from edgert.cli import main
 from edgert.config import commented_default
+from edgert.nets import ops
+from edgert.policy import artifact
+from edgert.policy.frontier import full_ops
 from edgert.programs import policy_bench
 
 MODEL = Path(__file__).parents[2] / "models" / "breakout.edgert"
@@ -57,6 +61,21 @@ def test_costs_can_be_written_into_the_bundle(tmp_path: Path, device: Path) -> N
     assert {cost.runtime for cost in bundle.read(copy.read_bytes()).manifest.costs} == {"numpy"}
 
 
+@pytest.mark.parametrize(
+    "arguments", [["--core", "-1"], ["--core", "9" * 30], ["--rate", "0"], ["--seconds", "nan"], ["--rate", "inf"]]
+)
+def test_a_core_or_rate_that_cannot_be_is_a_usage_error(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["policy", "bench", str(MODEL), "--runtimes", "numpy", *arguments]) == 78
+    assert arguments[0] in capsys.readouterr().err
+
+
+def test_a_bundle_that_is_not_there_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["policy", "check", str(tmp_path / "none.edgert")]) == 1
+    assert "there is no such file" in capsys.readouterr().err
+
+
 def test_a_runtime_that_cannot_run_it_is_a_row_with_its_reason(
     tmp_path: Path, device: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -81,6 +100,36 @@ def test_a_bundle_is_checked_and_summarised(capsys: pytest.CaptureFixture[str]) 
     found = json.loads(capsys.readouterr().out)
     assert [each["macs"] for each in found["exits"]] == [each.macs for each in manifest.exits]
     assert found["runtimes"]["numpy int8"] == "ok"
+
+
+def test_the_frontier_is_shown_with_what_a_tick_takes_here(
+    tmp_path: Path, device: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = bundle.read(MODEL.read_bytes())
+    spec = artifact.load(MODEL.read_bytes()).spec
+    whole, reference = full_ops(spec), bundle.Reference(1.0, 9)
+    points = [
+        bundle.Point(
+            thresholds=(0.0, 0.0), repeat=repeat, hold_threshold=0.0, return_mean=1.0, return_frac=0.5, return_low=0.4,
+            return_high=0.6, ops_frac=ops(spec)[0] / repeat / whole, exit_share=(1 / repeat, 0.0, 0.0),
+            held_share=1 - 1 / repeat, episodes=9,
+        )
+        for repeat in (4, 1)
+    ]  # fmt: skip
+    frontier = bundle.Frontier(random=reference, full=reference, full_ops=whole, points=tuple(points))
+    copy = tmp_path / "copy.edgert"
+    copy.write_bytes(bundle.write(msgspec.structs.replace(found.manifest, frontier=frontier), found.members))
+    assert main(["policy", "check", str(copy)]) == 0
+    told = capsys.readouterr().out
+    assert "0.40 .. 0.60" in told and "4 ticks from 0.000 on" in told and "mean us" not in told
+    assert main(["policy", "bench", str(copy), *FAST, "--config", str(device), "--write"]) == 0
+    capsys.readouterr()
+    assert main(["policy", "check", str(copy), "--json"]) == 0
+    found_json = json.loads(capsys.readouterr().out)
+    held, decided = (point["cost_s"] for point in found_json["frontier"])
+    assert held == pytest.approx(decided / 4) and found_json["frontier_cost_on"].startswith("numpy")
+    assert main(["policy", "check", str(copy)]) == 0
+    assert "mean us, numpy" in capsys.readouterr().out
 
 
 def test_what_is_no_bundle_is_said_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ from edgert import bundle, quant, tflitefile
 from edgert.errors import ArtifactError
 from edgert.nets import Conv, Dense, MaxPool, NetSpec, Params, Relu, forward, initialise, macs, ops
 from edgert.policy import artifact
+from edgert.policy.frontier import full_ops
 from edgert.values import Operating
 
 pytest.importorskip("onnx")
@@ -47,13 +48,37 @@ def packed() -> bytes:
     return artifact.pack(*parts(), {"later": 1})
 
 
+def frontier_of(spec: NetSpec, **changed: Any) -> bundle.Frontier:
+    """One point, half of whose ticks leave at the first exit."""
+    whole, reference = full_ops(spec), bundle.Reference(1.0, 9)
+    point = bundle.Point(
+        thresholds=(0.5,), return_mean=1.0, return_frac=1.0, return_low=0.9, return_high=1.1,
+        ops_frac=sum(ops(spec)) / 2 / whole, exit_share=(0.5, 0.5), held_share=0.0, episodes=9,
+    )  # fmt: skip
+    point = msgspec.structs.replace(point, **changed)
+    return bundle.Frontier(random=reference, full=reference, full_ops=whole, points=(point,))
+
+
+def test_a_frontier_that_another_network_was_measured_for_is_refused() -> None:
+    sound = frontier_of(SPEC)
+    assert artifact.load(altered(frontier=sound)).manifest.frontier == sound
+    for wrong in (
+        frontier_of(SPEC, ops_frac=0.01),
+        frontier_of(SPEC, exit_share=(1.0, 0.0)),
+        msgspec.structs.replace(sound, full_ops=5),
+    ):
+        with pytest.raises(ArtifactError, match="frontier: point 0 costs"):
+            artifact.load(altered(frontier=wrong))
+
+
+def test_a_bound_that_lets_any_answer_pass_is_refused() -> None:
+    golden = bundle.read(packed()).manifest.golden
+    with pytest.raises(ArtifactError, match="lets any answer pass"):
+        artifact.load(altered(golden=msgspec.structs.replace(golden, max_head_error=1e9)))
+
+
 def test_a_derived_bundle_drops_what_was_measured_on_its_parent() -> None:
     """Its confidences have moved: the frontier, the promise and repeating would be those of another network."""
-    point = bundle.Point(
-        thresholds=(0.5,), return_mean=1.0, return_frac=1.0, return_low=0.9, return_high=1.1, ops_frac=0.5,
-        exit_share=(0.5, 0.5), held_share=0.0, episodes=9,
-    )  # fmt: skip
-    reference = bundle.Reference(1.0, 9)
     risk = bundle.Risk(
         max_loss_frac=0.1, delta=0.1, low=0.0, high=1.0, method="m", episodes=9, p_values=(0.01,), holds=True
     )
@@ -61,7 +86,7 @@ def test_a_derived_bundle_drops_what_was_measured_on_its_parent() -> None:
         "repeat": 3,
         "hold_threshold": 0.5,
         "risk": risk,
-        "frontier": bundle.Frontier(random=reference, full=reference, full_ops=5, points=(point,)),
+        "frontier": frontier_of(SPEC),
     }
     parent = artifact.load(altered(**measured))
     assert parent.manifest.risk == risk and parent.manifest.operating.repeat == 3

@@ -104,13 +104,64 @@ def test_each_branch_owns_its_weights_and_all_can_be_patched() -> None:
     assert export.build(spec, tensors) == model
 
 
-def test_the_command_line_makes_a_bundle_from_a_run(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("minatar")
-    run, out = tmp_path / "run", tmp_path / "made" / "small.edgert"
-    run.mkdir()
+@pytest.fixture
+def run(tmp_path: Any) -> Any:
+    """A run that was finished without having learnt anything."""
+    folder = tmp_path / "run"
+    folder.mkdir()
     spec = SPECS["student"]
-    initialise(spec, np.random.default_rng(0)).flat.tofile(run / "best.f32")
-    (run / "run.json").write_text(json.dumps({"env": "MinAtar/Breakout-v1", "spec": msgspec.to_builtins(spec)}))
+    initialise(spec, np.random.default_rng(0)).flat.tofile(folder / "best.f32")
+    (folder / "run.json").write_text(json.dumps({"env": "MinAtar/Breakout-v1", "spec": msgspec.to_builtins(spec)}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (["--golden", "0"], "--golden 0: at least 1"),
+        (["--watch-episodes", "0"], "--watch-episodes 0"),
+        (["--calibration", "0"], "--calibration 0"),
+        (["--episodes", "-1"], "--episodes -1"),
+        (["--regret", "nan"], "--regret nan"),
+        (["--risk", "0.1"], "add --frontier-episodes"),
+        (["--frontier-episodes", "-1"], "--frontier-episodes: 0 to"),
+        (["--frontier-episodes", "9", "--risk", "1.5"], "between 0 and 1"),
+        (["--frontier-episodes", "9", "--risk", "0.1", "--return-bounds", "1", "nan"], "--return-bounds"),
+        (["--frontier-episodes", "9", "--repeats", "65"], "--repeats"),
+        (["--frontier-episodes", "9", "--parallel", "0"], "--parallel"),
+        (["--judged-in", "MinAtar/SpaceInvaders-v1"], "shows (10, 10, 6)"),
+        (["--judged-in", "Nowhere-v0"], "environment Nowhere-v0"),
+        (["--run", "/nowhere"], "no finished run"),
+        (["--out", "/proc/nowhere/made.edgert"], "cannot make /proc/nowhere"),
+    ],
+)
+def test_what_cannot_be_exported_is_said_before_anything_is_played(
+    run: Any, tmp_path: Any, said: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("minatar")
+    arguments = ["--run", str(run), "--task", "breakout", "--out", str(tmp_path / "made.edgert"), *said]
+    assert export.main(arguments) == 1
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "made.edgert").exists()
+
+
+def test_a_manifest_that_contradicts_itself_is_found_before_the_frontier_is_played(
+    run: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("minatar")
+    monkeypatch.setattr("tools.frontier.measure", lambda *_: pytest.fail("it was played"))
+    arguments = ["--run", str(run), "--out", str(tmp_path / "made.edgert"), "--episodes", "0", "--watch-episodes", "2"]
+    assert export.main([*arguments, "--task", "a b"]) == 1
+    assert "task: 'a b'" in capsys.readouterr().err
+    assert export.main([*arguments, "--task", "a", "--safe-action", "77"]) == 1
+    assert "77 of 3 actions" in capsys.readouterr().err
+
+
+def test_the_command_line_makes_a_bundle_from_a_run(
+    run: Any, tmp_path: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("minatar")
+    out, spec = tmp_path / "made" / "small.edgert", SPECS["student"]
     arguments = [
         "--run",
         str(run),

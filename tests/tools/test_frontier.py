@@ -43,6 +43,17 @@ class Cue(gymnasium.Env):  # type: ignore[misc]  # untyped where gymnasium ships
         return self._show(), reward, self.left == 0, False, {}
 
 
+class Guess(Cue):
+    """Pays for the number that it draws next."""
+
+    def _show(self) -> np.ndarray:
+        return np.zeros((1, 1, 3), np.uint8)
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.right = int(self.np_random.integers(2))
+        return super().step(action)
+
+
 SPEC = NetSpec((1, 1, 3), 2, trunk=((Dense(3),), (Dense(8),)), heads=((), ()))
 
 
@@ -102,6 +113,12 @@ def test_what_is_played_does_not_depend_on_how(player: tool.Player) -> None:
     other = player._replace(parallel=1).play(jobs)
     assert np.array_equal(one.returns, other.returns) and np.array_equal(one.exit_ticks, other.exit_ticks)
     assert len(one.met) == 0 and 30 <= len(player.play(jobs, keep=30).met) <= 60
+
+
+def test_random_actions_are_not_drawn_from_the_environments_own_numbers(player: tool.Player) -> None:
+    gymnasium.register("EdgertTest/Guess-v0", Guess)
+    returns = player._replace(env_id="EdgertTest/Guess-v0").play([(None, seed) for seed in range(40)]).returns
+    assert returns.mean() == pytest.approx(LENGTH / 2, abs=2.0)
 
 
 def test_a_sweep_finds_that_the_gate_costs_nothing(player: tool.Player) -> None:

@@ -89,6 +89,11 @@ def _trunk(spec: NetSpec) -> list[Placed]:
 
 def run(args: argparse.Namespace, argv: list[str]) -> int:
     """Train, evaluate, write `best.f32`, `curve.csv` and `run.json`."""
+    for name in ("frames", "n_envs", "batch", "frames_per_update", "n_step", "eval_episodes", "test_episodes"):
+        if getattr(args, name) < 1:
+            raise UsageError(f"--{name.replace('_', '-')} {getattr(args, name)}: one at least")
+    if args.replay // args.n_envs <= args.n_step:
+        raise UsageError(f"--replay {args.replay}: too small for {args.n_envs} environments and {args.n_step} steps")
     args.out.mkdir(parents=True, exist_ok=True)
     hyper = msgspec.convert({f: getattr(args, f) for f in Hyper.__struct_fields__}, Hyper)
     envs, judged = worlds.vector(args.env, hyper.n_envs), worlds.vector(args.env, min(16, args.eval_episodes))
@@ -99,7 +104,7 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
     grafted = graft(initial, kept(args.start)[0]) if args.start else []
     if args.start and not grafted:
         raise UsageError(f"no layer of {args.start} fits the network {args.net}")
-    trainer = Trainer(envs, initial, hyper, seed=args.seed, teacher=teacher, half=args.half)
+    trainer = Trainer(envs, initial, hyper, seed=args.seed, teacher=teacher, half=args.half, env_id=args.env)
     checkpoint = args.out / "checkpoint.pt"
     if checkpoint.exists():
         trainer.resume(checkpoint)

@@ -9,12 +9,12 @@ loop with a teacher asked at every step: the student acts, the teacher says what
 from __future__ import annotations
 
 import csv
-import io
 import json
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import msgspec
@@ -114,7 +114,15 @@ class Trainer:
     """
 
     def __init__(
-        self, envs: Any, initial: Params, hyper: Hyper, *, seed: int, teacher: Params | None = None, half: bool = False
+        self,
+        envs: Any,
+        initial: Params,
+        hyper: Hyper,
+        *,
+        seed: int,
+        teacher: Params | None = None,
+        half: bool = False,
+        env_id: str = "",
     ) -> None:
         """Prepare a run from its beginning.
 
@@ -125,7 +133,9 @@ class Trainer:
             seed: of environments, exploration and batches.
             teacher: what to imitate; None means reinforcement.
             half: compute in bfloat16 where that is safe.
+            env_id: what `envs` are; a checkpoint of others is refused.
         """
+        self._env_id = env_id
         self.hyper, self._envs, self._half = hyper, envs, half
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.net, self.slow = (Net(initial).to(self._device) for _ in range(2))
@@ -277,11 +287,12 @@ class Trainer:
         adam = self._adam.state_dict()["state"]
         state = {
             "progress": msgspec.to_builtins(self.progress),
-            "net": self.net.params().flat,
-            "slow": self.slow.params().flat,
-            "best": self.best.flat,
+            "net": torch.from_numpy(self.net.params().flat),
+            "slow": torch.from_numpy(self.slow.params().flat),
+            "best": torch.from_numpy(self.best.flat),
             "adam": adam,
             "rng": self._rng.bit_generator.state,
+            "env": self._env_id,
         }
         part = path.with_suffix(".part")
         try:
@@ -290,7 +301,7 @@ class Trainer:
                 file.flush()
                 os.fsync(file.fileno())
             part.replace(path)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # PyTorch's writer turns a full disk into a RuntimeError
             raise StoreError(f"checkpoint {path}: {error}; free some space, the one before is still there") from error
 
     def resume(self, path: Path) -> None:
@@ -300,16 +311,28 @@ class Trainer:
             UsageError: it belongs to another network.
         """
         try:
-            state = torch.load(path, map_location=self._device, weights_only=False)
-            self.net.load(Params(self.spec, np.asarray(state["net"])))
-            self.slow.load(Params(self.spec, np.asarray(state["slow"])))
-            self.best = Params(self.spec, np.asarray(state["best"]))
+            state = torch.load(path, map_location=self._device, weights_only=True)
+            if state["env"] != self._env_id:
+                raise ValueError(f"it was made in {state['env']}")
+            flats = {name: state[name].cpu().numpy() for name in ("net", "slow", "best")}
+            self.net.load(Params(self.spec, flats["net"]))
+            self.slow.load(Params(self.spec, flats["slow"]))
+            self.best = Params(self.spec, flats["best"])
             whole = self._adam.state_dict()
             whole["state"] = state["adam"]
             self._adam.load_state_dict(whole)
             self.progress = msgspec.convert(state["progress"], Progress)
             self._rng.bit_generator.state = state["rng"]
-        except (KeyError, ValueError, RuntimeError, EOFError, io.UnsupportedOperation) as error:
+        except (
+            KeyError,
+            TypeError,
+            AttributeError,
+            ValueError,
+            RuntimeError,
+            EOFError,
+            OSError,
+            UnpicklingError,
+        ) as error:
             raise UsageError(f"checkpoint {path}: {error}; remove it to start anew") from error
 
 

@@ -126,6 +126,9 @@ class _Image(gymnasium.Wrapper[U8, np.int64, Any, Any]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[U8, dict[str, Any]]:
         obs, info = self.env.reset(seed=seed, options=options)
+        game = getattr(self.env.unwrapped, "game", None)
+        if game is not None and hasattr(game, "last_action"):  # MinAtar's, which the first sticky action would repeat
+            game.last_action = 0
         return self._image(obs), info
 
     def step(self, action: Any) -> tuple[U8, float, bool, bool, dict[str, Any]]:

@@ -74,7 +74,7 @@ def _construct_one(policy: Policy, kind: Kind) -> Runtime:
         case "onnx":
             try:
                 from edgert.ports.runtime.onnx import OnnxRuntime
-            except ImportError as error:
+            except Exception as error:  # whatever a broken installation raises; another runtime may still work
                 raise UsageError(
                     f"onnxruntime cannot be used ({error}): pip install edgert[onnx], or set runtime to numpy"
                 ) from error
@@ -103,12 +103,16 @@ def _construct(policy: Policy, kind: Kind) -> Runtime:
     raise UsageError("no runtime works, not even numpy: reinstall edgert")
 
 
+def _bound(runtime: Runtime, policy: Policy) -> float:
+    """By how much its heads may differ from the golden ones."""
+    golden = policy.manifest.golden
+    other = 0.0 if runtime.rounds_as_reference else golden.max_rounding_error
+    return max(golden.max_head_error, other)
+
+
 def _check(runtime: Runtime, policy: Policy, i: int, thresholds: F32, wanted_exit: int) -> float:
     """Ask for one golden answer; how far off it is."""
-    golden = policy.manifest.golden
-    bound = golden.max_head_error
-    if not runtime.rounds_as_reference:
-        bound = max(bound, golden.max_rounding_error)
+    bound = _bound(runtime, policy)
     head, exit_ = runtime.infer(policy.golden_obs[i], thresholds)
     wanted = policy.golden_head[i, wanted_exit]
     where = f"runtime {runtime.name}, golden observation {i}, exit {wanted_exit}"
@@ -143,7 +147,7 @@ def verify(runtime: Runtime, policy: Policy) -> float:
         for i in range(len(policy.golden_obs)):
             worst = max(worst, _check(runtime, policy, i, thresholds, k))
     # An infinite threshold would also pass a graph that compares with something else than this exit's confidence.
-    margin = max(policy.manifest.golden.max_head_error, policy.manifest.golden.max_rounding_error)
+    margin = _bound(runtime, policy)
     for k in range(last):
         confidence = policy.golden_head[0, k, -1]
         for threshold, wanted in ((confidence - 2 * margin, k), (confidence + 2 * margin, k + 1)):

@@ -22,6 +22,7 @@ from edgert.ports.board.linux import LinuxBoard
 from edgert.ports.runtime import PACKAGES, Kind, Runtime, open_runtime
 from edgert.ports.store import write_atomic
 
+_UNREADABLE = (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 KEPT = 16
 """Network shapes whose choice is remembered; the oldest is forgotten."""
 
@@ -140,7 +141,7 @@ def remember(path: Path, choice: Choice) -> None:
         StoreError: it cannot be written.
     """
     kept: list[Choice] = []
-    with contextlib.suppress(OSError, msgspec.MsgspecError, UnicodeDecodeError):  # what nobody can read is given up
+    with contextlib.suppress(*_UNREADABLE):  # what nobody can read is given up
         former = msgspec.json.decode(path.read_bytes(), type=_File).choices
         kept = [one for one in former if one.key != choice.key][: KEPT - 1]
     write_atomic(path, msgspec.json.encode(_File(1, [choice, *kept])), mode=0o644)
@@ -156,10 +157,12 @@ def recall(path: Path, policy: Policy, root: str = "/") -> tuple[Choice | None, 
         choices = msgspec.json.decode(path.read_bytes(), type=_File).choices
     except FileNotFoundError:
         return None, "never measured here"
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except _UNREADABLE as error:
         return None, f"{path} cannot be read: {error}"
     key = key_of(policy, root)
     found = next((choice for choice in choices if choice.key == key), None)
+    if found is not None and any(len(cost.exits) != policy.spec.n_exits for cost in found.costs):
+        return None, f"{path} has not one cost an exit"
     if found is not None:
         return found, ""
     if not any(choice.key.model == key.model for choice in choices):

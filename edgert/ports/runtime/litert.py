@@ -83,9 +83,9 @@ class LitertRuntime:
             interpreter = _interpreter(vendor, model)
             try:
                 interpreter.allocate_tensors()
-            except (ValueError, RuntimeError) as error:
+                inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
+            except (ValueError, RuntimeError) as error:  # a tensor's name that is no text is found by the second
                 raise ArtifactError(f"runtime {vendor} does not take stage{k}.tflite: {error}") from error
-            inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
             found = [(one["dtype"], tuple(one["shape"])) for one in (*inputs, *outputs[:1])]
             if found != [(np.int8, wanted), (np.float32, (1, spec.n_actions + 1))] or len(outputs) != 1 + (
                 k < self._last

@@ -22,6 +22,9 @@ from edgert.nets import F32, U8
 from edgert.policy.artifact import Policy
 from edgert.ports.runtime import Inference
 
+if not hasattr(ort, "InferenceSession"):  # what an uninstall leaves behind can still be imported
+    raise ImportError("its folder is there and its content is not")
+
 
 def session(model: bytes) -> Any:
     """Open a session for one observation at a time on one core.
@@ -99,7 +102,10 @@ class OnnxRuntime:
             self._session.run_with_iobinding(self._binding)
         except Exception as error:  # as in `session`
             raise ArtifactError(f"onnxruntime {ort.__version__} cannot run policy.onnx: {error}") from error
-        return Inference(self._head[0].copy(), int(self._exit[0]))
+        exit_ = int(self._exit[0])
+        if not 0 <= exit_ <= len(self._thresholds):
+            raise ArtifactError(f"policy.onnx says that exit {exit_} answered, of {len(self._thresholds) + 1}")
+        return Inference(self._head[0].copy(), exit_)
 
     def close(self) -> None:
         """Drop the session; onnxruntime frees it with its last reference."""

@@ -129,6 +129,24 @@ def test_side_by_side_the_step_after_the_last_begins_the_next_episode(env_id: st
     envs.close()
 
 
+def test_an_episode_of_minatar_does_not_depend_on_the_one_before() -> None:
+    pytest.importorskip("minatar", reason="NOT TESTED: MinAtar is not installed (extra `minatar`)")
+    env = worlds.make("MinAtar/Breakout-v1")
+
+    def first_steps(seed: int) -> list[bytes]:
+        shown = [env.reset(seed=seed)[0]]
+        shown += [env.step(0)[0] for _ in range(3)]
+        return [each.tobytes() for each in shown]
+
+    # In one of ten episodes the first action is the sticky one.
+    alone = [first_steps(seed) for seed in range(60)]
+    after_moving = []
+    for seed in range(60):
+        env.step(2)
+        after_moving.append(first_steps(seed))
+    assert alone == after_moving
+
+
 def test_atari_needs_ale_py(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ale_py", None)
     for make in (worlds.make, lambda env_id: worlds.vector(env_id, 2)):

@@ -131,7 +131,15 @@ def test_a_measured_runtime_that_no_longer_works_is_passed_over(
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{}", b"\xff", b'{"format": 2, "choices": []}', b'{"format": 1, "choices": 3}']
+    "content",
+    [
+        b"",
+        b"{}",
+        b"\xff",
+        b'{"format": 2, "choices": []}',
+        b'{"format": 1, "choices": 3}',
+        b'{"later": ' + b"[" * 100_000,
+    ],
 )
 def test_a_damaged_file_is_no_choice_and_is_replaced(policy: artifact.Policy, tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "runtime.json"
@@ -141,6 +149,14 @@ def test_a_damaged_file_is_no_choice_and_is_replaced(policy: artifact.Policy, tm
     made = Choice(choice.key_of(policy), "numpy", "int8", ())
     choice.remember(path, made)
     assert choice.recall(path, policy) == (made, "")
+
+
+def test_costs_of_another_number_of_exits_are_not_believed(policy: artifact.Policy, tmp_path: Path) -> None:
+    path = tmp_path / "runtime.json"
+    for seconds in ((1e-3,), (1e-3, 1e-3, 1e-3, 1e-3)):
+        choice.remember(path, Choice(choice.key_of(policy), "numpy", "int8", (costs("numpy", "int8", *seconds),)))
+        opened = choice.open_chosen(policy, "auto", path)
+        assert opened.costs_s == () and "not one cost an exit" in opened.why
 
 
 def test_the_newest_choices_are_kept_and_one_of_the_same_key_is_replaced(

@@ -100,6 +100,14 @@ def test_models_that_the_package_refuses_and_models_of_another_shape_are_named(m
             LitertRuntime(with_stages(made, stages), "litert")
 
 
+def test_a_model_with_a_name_that_is_no_text_is_refused(made: artifact.Policy) -> None:
+    first, *others = made.tflite
+    broken = first.replace(b"head", b"h\xffad")
+    assert broken != first
+    with pytest.raises(ArtifactError, match=r"does not take stage0.tflite"):
+        LitertRuntime(with_stages(made, [broken, *others]), "litert")
+
+
 def test_a_failure_while_running_is_ours_and_the_next_call_is_sound(made: artifact.Policy) -> None:
     runtime, logits = LitertRuntime(made, "litert"), effective_thresholds([1, 1], 2)
     whole = list(runtime._stages)

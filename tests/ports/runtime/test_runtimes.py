@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -320,6 +322,32 @@ def test_auto_takes_the_first_that_is_there_works_and_has_a_graph(monkeypatch: p
     assert open_runtime(without).name == "numpy"
     monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
     assert open_runtime(made).name == "numpy"
+
+
+@pytest.mark.parametrize("content", ["", "raise SystemError('built for another numpy')", "raise OSError('no libomp')"])
+def test_an_onnxruntime_that_is_broken_keeps_no_board_from_acting(
+    content: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "onnxruntime.py").write_text(content)
+    monkeypatch.syspath_prepend(tmp_path)
+    for module in ("edgert.ports.runtime.onnx", "onnxruntime"):
+        monkeypatch.delitem(sys.modules, module)
+    made = policy(SPECS["dense"])
+    assert open_runtime(made).name == "litert"
+    with pytest.raises(UsageError, match="onnxruntime cannot be used"):
+        open_runtime(made, "onnx")
+
+
+def test_a_graph_that_names_an_exit_that_there_is_not_gives_no_answer() -> None:
+    made = policy(SPECS["dense"])
+    runtime = OnnxRuntime(made)
+    logits = effective_thresholds([1.0], 0)
+    assert runtime.infer(made.golden_obs[0], logits).exit == 0
+    runtime._session = SimpleNamespace(run_with_iobinding=lambda binding: None)
+    for exit_ in (-1, 2):
+        runtime._exit[0] = exit_
+        with pytest.raises(ArtifactError, match=f"exit {exit_} answered, of 2"):
+            runtime.infer(made.golden_obs[0], logits)
 
 
 def test_a_runtime_that_is_missing_unknown_or_without_a_graph_is_refused_by_name(

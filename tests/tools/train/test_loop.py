@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 
 torch.set_num_threads(1)  # two busy threads on small arrays only wait for each other
 
-from edgert.errors import UsageError  # noqa: E402
+from edgert.errors import StoreError, UsageError  # noqa: E402
 from edgert.nets import Conv, Dense, NetSpec, Relu, forward, initialise  # noqa: E402
 from tools.train.loop import Curve, Hyper, Score, Trainer, greedy, play, score  # noqa: E402
 
@@ -130,6 +130,35 @@ def test_a_torn_checkpoint_is_named(tmp_path):
     (tmp_path / "c.pt").write_bytes((tmp_path / "c.pt").read_bytes()[:500])
     with pytest.raises(UsageError, match=r"c\.pt"):
         trainer().resume(tmp_path / "c.pt")
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"\x80\x02}."])
+def test_a_checkpoint_that_is_none_is_named(tmp_path, content):
+    (tmp_path / "c.pt").write_bytes(content)
+    with pytest.raises(UsageError, match=r"c\.pt"):
+        trainer().resume(tmp_path / "c.pt")
+
+
+def test_a_checkpoint_of_another_environment_is_refused(tmp_path):
+    made = trainer()
+    made._env_id = "Other-v0"
+    made.save(tmp_path / "c.pt")
+    with pytest.raises(UsageError, match="Other-v0"):
+        trainer().resume(tmp_path / "c.pt")
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch):
+    made = trainer()
+    made.save(tmp_path / "c.pt")
+    before = (tmp_path / "c.pt").read_bytes()
+
+    def full(*_):
+        raise RuntimeError("PytorchStreamWriter failed writing file: file write failed")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(StoreError, match="free some space"):
+        made.save(tmp_path / "c.pt")
+    assert (tmp_path / "c.pt").read_bytes() == before
 
 
 def test_a_loss_that_is_not_finite_stops():

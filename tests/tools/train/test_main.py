@@ -72,6 +72,9 @@ def test_a_student_starts_from_and_imitates_a_run(tmp_path):
     [
         (("--teacher", "nowhere"), "nowhere holds no finished run"),
         (("--env", "Nowhere/Chess-v1"), "Nowhere/Chess-v1"),
+        (("--n-envs", "0"), "--n-envs 0: one at least"),
+        (("--frames", "-5"), "--frames -5: one at least"),
+        (("--replay", "8"), "--replay 8: too small"),
     ],
 )
 def test_bad_input_is_named(tmp_path, capsys, more, said):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from edgert.errors import EdgertError, UsageError
 from edgert.nets import NetSpec, ops
 from edgert.policy.frontier import full_ops
 from tools.bench.rapidrl import plan
@@ -108,7 +110,7 @@ def report(args: argparse.Namespace, argv: list[str]) -> None:
 
     found, missing = {}, []
     rng = np.random.default_rng(0)
-    for task in args.tasks:
+    for task in TASKS:  # also what was not asked for now: the result file is one
         books = {}
         for seed in seeds_of(args, task):
             if not (plan.folder(args.runs, task, "full", seed) / "run.json").exists():
@@ -123,6 +125,8 @@ def report(args: argparse.Namespace, argv: list[str]) -> None:
         if any({"random", "full-int8"} <= book.records.keys() for book in books.values()):
             full, exits = (specs(args, task, role) for role in ("full", "exits"))
             found[task] = summary.of_task(task, books, full_ops(full[0]), ops((exits or full)[0]), rng)
+    if not found:
+        raise UsageError(f"{args.runs}: nothing is trained and evaluated yet; --list shows what to run")
     document: dict[str, Any] = {
         "command": "python -m tools.bench rapidrl " + " ".join(argv),
         "commit": commit(),
@@ -136,14 +140,28 @@ def report(args: argparse.Namespace, argv: list[str]) -> None:
     document["verdict"] = summary.verdict(document["summary"])
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "rapidrl.json").write_text(json.dumps(msgspec.to_builtins(document, str_keys=True), indent=1) + "\n")
-    if found:
-        draw.draw(document, args.out / "rapidrl.svg")
+    draw.draw(document, args.out / "rapidrl.svg")
     print(summary.table(document))
 
 
 def main(argv: list[str]) -> int:
     """List, train, evaluate or compare."""
     args = parse(argv)
+    try:
+        return run(args, argv)
+    except EdgertError as error:
+        print(f"rapidrl: {error}", file=sys.stderr)
+        return 1
+
+
+def run(args: argparse.Namespace, argv: list[str]) -> int:
+    """Do what the command line says.
+
+    Raises:
+        UsageError: an argument makes no sense, or there is nothing to report.
+    """
+    if args.processes < 1:
+        raise UsageError(f"--processes {args.processes}: one at least")
     if args.list or args.train:
         runs = plan.planned(args.runs, args.tasks, args.seeds, args.frames, args.roles)
         if args.list:
@@ -153,8 +171,8 @@ def main(argv: list[str]) -> int:
     if args.quick:
         from tools.bench.rapidrl import quick
 
-        with players(args.processes) as run:
-            return quick.main(args.models, args.out, run)
+        with players(args.processes) as play:
+            return quick.main(args.models, args.out, play)
     if not args.report:
         evaluate(args)
     report(args, argv)

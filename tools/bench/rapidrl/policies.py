@@ -244,7 +244,8 @@ def play(trial: Trial) -> Played:
 
 
 def _play_at_random(trial: Trial) -> Played:
-    dice = [np.random.default_rng(seed) for seed in trial.seeds]
+    # Not the environment's own stream, which gymnasium draws from the bare seed.
+    dice = [np.random.default_rng((seed, 1)) for seed in trial.seeds]
     n, n_actions = len(dice), trial.spec.n_actions
     ticks = np.zeros((n, 1), np.int64)
 
