@@ -159,7 +159,7 @@ def test_another_kind_of_ring_replaces_the_file_and_the_reader_follows(
 def test_a_reader_may_come_before_the_writer(tmp_path: Path) -> None:
     reader = RingReader(tmp_path / "r")
     assert reader.newest_seq() == 0 and reader.obs_shape is None
-    assert reader.problem is not None and "create it" in reader.problem
+    assert reader.problem is not None and "there is no such file" in reader.problem
     with pytest.raises(UsageError, match="no ring to read"):
         reader.read(1, 2)
     writer = RingWriter(tmp_path / "r", SHAPE, 4, "test")

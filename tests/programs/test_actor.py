@@ -134,9 +134,12 @@ def make(configured: Callable[..., config.Config]) -> Callable[..., Actor]:
 
 
 def give(actor: Actor, runtime: Stub, generation: int = 0) -> None:
-    """As the loader does."""
-    swap = Swap(generation, "", "")
-    actor.loader.done.put(program.Prepared(swap, runtime, artifact.load(DATA), "", 0.1))
+    """As the loader does, a network that was learnt here and that nobody has measured."""
+    policy = artifact.load(DATA)
+    policy = policy._replace(
+        bundle=policy.bundle._replace(manifest=msgspec.structs.replace(policy.manifest, frontier=None))
+    )
+    actor.loader.done.put(program.Prepared(Swap(generation, "", ""), runtime, policy, "", 0.1))
     actor._swap_if_ready()
 
 

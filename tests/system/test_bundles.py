@@ -165,7 +165,9 @@ def patched(data: bytes) -> bytes:
     """Every hash is right, and the network answers something else than its golden vectors."""
     policy = artifact.load(data)
     halved = {**policy.tensors, "h1.out.w": (policy.tensors["h1.out.w"] // 2).astype(np.int8)}
-    return bundle.write(policy.manifest, {**policy.bundle.members, "policy.onnx": onnxfile.patch(policy.onnx, halved)})
+    members = {**policy.bundle.members, "policy.onnx": onnxfile.patch(policy.onnx, halved)}
+    # Without the LiteRT stages, which would be found to say something else before anything is run.
+    return bundle.write(policy.manifest, {name: each for name, each in members.items() if ".tflite" not in name})
 
 
 def malformed(models: Path) -> dict[str, tuple[bytes, str]]:
