@@ -41,6 +41,9 @@ GAMES = {
     "drone": "edgert/Drone-v0",
 }
 """What a game is called, here and in the names of its bundles -> gymnasium id."""
+WEAK = ("breakout", "space_invaders")
+"""Games whose shipped student is weak on purpose: minutes of training must better it. The others' are as good as their
+teachers, and a gate that lets nothing new act does its work."""
 MODELS = Path(__file__).parents[2] / "models"
 RESTART_S = 1.0
 """As `RestartSec=` in the units."""

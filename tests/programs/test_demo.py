@@ -26,6 +26,7 @@ def device(**changes: Any) -> dict[str, Any]:
         "decisions_hz": 20.0,
         "missed_frac": 0.0,
         "joined": 100,
+        "candidates": 3,
         "events_recorded": 5,
         "events_arrived": 5,
         "events_waiting": 0,
@@ -36,7 +37,7 @@ def device(**changes: Any) -> dict[str, Any]:
 
 
 def failed(devices: dict[str, dict[str, Any]], stopped: Stopped = WELL) -> set[int]:
-    checks = demo.verdict(devices, stopped)
+    checks = demo.verdict(devices, stopped, weak=True)
     assert len(checks) == 6
     assert all(check.why for check in checks)
     return {i for i, check in enumerate(checks) if not check.passed}
@@ -82,12 +83,27 @@ def test_one_clean_swap_somewhere_is_enough(swaps: list[dict[str, Any]], passes:
 
 
 @pytest.mark.parametrize(
+    ("changes", "passes"),
+    [
+        ({"swaps": []}, True),
+        ({"swaps": [], "candidates": 0}, False),
+        ({"swaps": [{"generation": 1, "ok": True, "missed": 1}]}, False),
+        ({}, True),
+    ],
+)
+def test_a_good_network_need_not_be_replaced_but_its_heirs_must_be_judged(
+    changes: dict[str, Any], passes: bool
+) -> None:
+    assert demo.verdict({"device-1": device(**changes)}, WELL, weak=False)[SWAPPED].passed is passes
+
+
+@pytest.mark.parametrize(
     "stopped",
     [Stopped({"device-1": 1}, []), Stopped({"device-1": None}, []), Stopped({"device-1": 0}, ["device-1's actor"])],
 )
 def test_who_did_not_stop_by_himself_is_named(stopped: Stopped) -> None:
     assert failed({"device-1": device()}, stopped) == {STOPPED}
-    assert "device-1" in demo.verdict({"device-1": device()}, stopped)[STOPPED].why
+    assert "device-1" in demo.verdict({"device-1": device()}, stopped, weak=True)[STOPPED].why
 
 
 def test_a_fleet_that_was_never_heard_of_fails() -> None:
