@@ -9,8 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from edgert import bundle
 from edgert.cli import ERROR, OK, fleet
 
 pytestmark = pytest.mark.system
@@ -25,7 +27,11 @@ def test_the_exits_are_set_while_the_device_acts_and_stay_set_when_the_actor_is_
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    device = make_lone(tmp_path, broker__url=mosquitto.url, learn__enabled=False)
+    # Without a frontier the governor cannot choose a cheaper setting than the fleet's when this machine is busy.
+    shipped = bundle.read((Path(__file__).parents[2] / "models" / "breakout.edgert").read_bytes())
+    unmeasured = tmp_path / "unmeasured.edgert"
+    unmeasured.write_bytes(bundle.write(msgspec.structs.replace(shipped.manifest, frontier=None), shipped.members))
+    device = make_lone(tmp_path, broker__url=mosquitto.url, learn__enabled=False, policy__bundle=str(unmeasured))
     device.start()
     pid = device.until_status(lambda s: acting(s) and s["link"]["up"], "a device that acts and is connected")["actor"][
         "pid"
