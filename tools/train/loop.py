@@ -245,7 +245,9 @@ class Trainer:
             raise UsageError(f"the loss is {loss.item()} after {progress.updates} updates: lower the learning rate")
         self._adam.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]  # torch does not type it
-        torch.nn.utils.clip_grad_norm_(self.net.parameters(), hyper.max_grad_norm)
+        # Detached exits must not shorten the trunk's step either: each part has a norm of its own.
+        for part in self.net.parts() if hyper.detached else [list(self.net.parameters())]:
+            torch.nn.utils.clip_grad_norm_(part, hyper.max_grad_norm)
         self._adam.step()
         with torch.no_grad():
             for slow, fast in zip(self.slow.parameters(), self.net.parameters(), strict=True):

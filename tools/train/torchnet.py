@@ -55,6 +55,16 @@ class Net(nn.Module):
             made.views[f"{placed.name}.b"][:] = self.weights[_key(placed, "b")].detach().cpu().float().numpy()
         return made
 
+    def parts(self) -> list[list[nn.Parameter]]:
+        """The parameters of the trunk with the last head, then those of each other head that has any."""
+        last = self.spec.n_exits - 1
+        found: dict[str, list[nn.Parameter]] = {}
+        for placed in weighted(self.spec):
+            head = placed.name.partition(".")[0]
+            owner = "whole" if head.startswith("t") or head == f"h{last}" else head
+            found.setdefault(owner, []).extend(self.weights[_key(placed, part)] for part in ("w", "b"))
+        return list(found.values())
+
     def _run(self, layers: list[Placed], x: Tensor) -> Tensor:
         for placed in layers:
             match placed.layer:
