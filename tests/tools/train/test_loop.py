@@ -84,7 +84,8 @@ def test_every_exit_learns_and_knows_that_it_agrees(detached, meaning):
 
 def test_the_trunk_learns_bit_for_bit_the_same_with_detached_exits_as_with_none():
     """What makes a detached run its own baseline without exits, however large the exits' gradients are."""
-    runs = [trained(detached=True, exit_weight=weight, confidence_from=since) for weight, since in ((50, 0.0), (0, 1.0))]
+    pulls = ({"exit_weight": 50}, {"exit_weight": 0, "confidence_from": 1.0})
+    runs = [trained(detached=True, **pull) for pull in pulls]
     mine, theirs = (strip_exits(run.net.params()).flat for run in runs)
     np.testing.assert_array_equal(mine, theirs)
 

@@ -62,7 +62,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
 @contextmanager
 def players(processes: int) -> Iterator[Any]:
     """What plays trials, in so many processes, and gives what came of each in their order."""
-    from tools.bench.rapidrl.policies import Played, Trial, play
+    from tools.bench.rapidrl.policies import Trial, play
+    from tools.frontier import Played
 
     if processes == 1:
         yield partial(map, play)

@@ -25,7 +25,8 @@ from edgert.quant import Tensors
 from edgert.values import Operating
 from tools.bench.rapidrl import latency
 from tools.bench.rapidrl.plan import TASKS, folder
-from tools.bench.rapidrl.policies import Gate, Played, Policy, Trial, by_chance, costs, judged
+from tools.bench.rapidrl.policies import Gate, Policy, Trial, by_chance, costs, judged
+from tools.frontier import Played
 from tools.train import kept
 
 CALIBRATION_SEED, VALIDATION_SEED, TEST_SEED, SEEDS = 110_000_000, 120_000_000, 130_000_000, 100_000

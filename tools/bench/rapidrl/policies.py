@@ -22,6 +22,7 @@ from edgert.quant import IntNet, Tensors
 from edgert.values import Operating
 from tools.bench.rapidrl.plan import Task
 from tools.episodes import play_each
+from tools.frontier import Played
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
@@ -179,22 +180,6 @@ class Trial(NamedTuple):
     seeds: Sequence[int]
     max_steps: int = 10_000
     keep: int = 0
-
-
-class Played(NamedTuple):
-    """What came of a trial.
-
-    Attributes:
-        returns: (n,) by episode.
-        exit_ticks: (n, n_exits) ticks that each exit answered.
-        held_ticks: (n,) ticks that repeated the action before.
-        met: (m, H, W, C) some of the observations.
-    """
-
-    returns: F64
-    exit_ticks: I64
-    held_ticks: I64
-    met: U8
 
 
 def net_of(trial: Trial) -> Net:

@@ -15,7 +15,8 @@ from edgert.errors import EdgertError, UsageError
 from edgert.policy import artifact, frontier
 from edgert.policy.artifact import Policy as Bundle
 from tools.bench.rapidrl.plan import Task
-from tools.bench.rapidrl.policies import F64, Played, Policy, Trial, costs
+from tools.bench.rapidrl.policies import F64, Policy, Trial, costs
+from tools.frontier import Played
 
 QUICK_SEED = 140_000_000
 BUDGET_S = 150.0
