@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -29,9 +30,14 @@ def shared() -> Iterator[drone.Drone]:
 
 def engines(parent: int | None = None) -> list[int]:
     """Engine processes that `parent` has started; this process by default."""
-    told = subprocess.run(["ps", "-e", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
-    rows = [line.split(None, 2) for line in told.splitlines()]
-    return [int(pid) for pid, ppid, args in rows if int(ppid) == (parent or os.getpid()) and "vizdoom -iwad" in args]
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it ended while we looked
+            ppid = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            program = (folder / "cmdline").read_bytes().split(b"\0")[0]
+            if ppid == (parent or os.getpid()) and Path(os.fsdecode(program)).name == "vizdoom":
+                found.append(int(folder.name))
+    return found
 
 
 def fly(env: drone.Drone, choose: Callable[[drone.Drone], int], seed: int) -> tuple[float, float, bool]:
