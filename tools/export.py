@@ -179,7 +179,9 @@ def _write(spec: NetSpec, laid: Sequence[tuple[Any, Any]], layer: Layer, exits: 
         sure = graph.node(
             "Gather", [head, graph.constant(f"column.{k}", np.int64(spec.n_actions))], f"confidence.{k}", axis=1
         )
-        bar = graph.node("Gather", ["threshold", graph.constant(f"row.{k}", np.int64(k))], f"threshold.{k}", axis=0)
+        bar = "threshold"
+        if last > 1:  # a threshold that is alone needs no node: each is some per cent of a cold early exit
+            bar = graph.node("Gather", [bar, graph.constant(f"row.{k}", np.int64(k))], f"threshold.{k}", axis=0)
         taken = graph.node("GreaterOrEqual", [sure, bar], f"taken.{k}")
         yes = branch(decided(_Graph(), k, head, f"taken{k}"), f"taken{k}")
         no = branch(from_stage(_Graph(), k + 1, x, f"deeper{k}"), f"deeper{k}")

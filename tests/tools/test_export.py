@@ -20,6 +20,7 @@ from tools.nets import student, teacher  # noqa: E402 - after the skips
 
 SPECS = {
     "student": student((10, 10, 4), 3),
+    "two exits": NetSpec((6, 6, 2), 3, trunk=((Conv(4, 3), Relu()), (Dense(8), Relu())), heads=((), ())),
     "teacher": teacher((10, 10, 4), 3),
     "padded": NetSpec(
         (12, 12, 3),
@@ -89,6 +90,12 @@ def test_every_graph_gives_what_the_reference_gives(name: str) -> None:
                 assert head[0] == pytest.approx(heads[k][i], rel=tolerance, abs=tolerance)
                 assert flat.run([f"head.{k}"], one)[0][0] == pytest.approx(heads[k][i], rel=tolerance, abs=tolerance)
             assert alone.run(None, one)[0][0] == pytest.approx(heads[last][i], rel=tolerance, abs=tolerance)
+
+
+def test_a_threshold_that_is_alone_is_compared_without_being_looked_up() -> None:
+    for spec, looked_up in ((SPECS["two exits"], 1), (SPECS["student"], 4)):
+        operators = count(onnx.load_model_from_string(export.build(spec, made(spec)[2])).graph)
+        assert (operators["If"], operators["Gather"]) == (spec.n_exits - 1, looked_up)
 
 
 def test_each_branch_owns_its_weights_and_all_can_be_patched() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
-from typing import Literal, NamedTuple, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
+import numpy.typing as npt
 
 from edgert.errors import ArtifactError, UsageError
 from edgert.nets import F32, U8
@@ -34,6 +36,24 @@ class Inference(NamedTuple):
 
     head: F32
     exit: int
+
+
+class Graph(NamedTuple):
+    """A network from elsewhere, opened, for batches; `ports.models` makes a teacher of it.
+
+    Attributes:
+        run: one input array, batch first -> every output. ArtifactError where it cannot.
+        shape: of the input; None for a dimension of any size, and as a whole where the file does not say.
+        dtype: of the input, as numpy names it; empty where the file does not say.
+        outputs: their names; empty where they have none.
+        said: what the file itself says of its use.
+    """
+
+    run: Callable[[npt.NDArray[Any]], list[npt.NDArray[Any]]]
+    shape: tuple[int | None, ...] | None
+    dtype: str
+    outputs: tuple[str, ...]
+    said: Mapping[str, str]
 
 
 class Runtime(Protocol):

@@ -47,17 +47,31 @@ def test_graphs_that_onnxruntime_refuses_and_graphs_of_another_shape_are_named(m
 
 def test_a_failure_while_running_is_ours_and_the_next_call_is_sound(made: artifact.Policy) -> None:
     runtime, logits = OnnxRuntime(made), effective_thresholds([1, 1], 2)
-    session = runtime._session
+    run = runtime._run
 
-    class Failing:
-        def run_with_iobinding(self, binding: object) -> None:
-            raise RuntimeError("out of memory")
+    def failing() -> None:
+        raise RuntimeError("out of memory")
 
-    runtime._session = Failing()
+    runtime._run = failing
     with pytest.raises(ArtifactError, match=r"cannot run policy\.onnx: out of memory"):
         runtime.infer(made.golden_obs[0], logits)
-    runtime._session = session
+    runtime._run = run
     assert np.array_equal(runtime.infer(made.golden_obs[0], logits).head, made.golden_head[0, 2])
+
+
+def test_a_session_without_an_inner_one_is_run_by_its_public_method(made: artifact.Policy) -> None:
+    runtime = OnnxRuntime(made)
+
+    class Public:
+        """What an onnxruntime would be that hides everything."""
+
+        def run_with_iobinding(self, binding: object) -> None:
+            assert binding is runtime._binding
+            session.run_with_iobinding(binding)
+
+    session, logits = runtime._session, effective_thresholds([1, 1], 1)
+    runtime._run = onnx.bound_run(Public(), runtime._binding)
+    assert np.array_equal(runtime.infer(made.golden_obs[0], logits).head, made.golden_head[0, 1])
 
 
 def test_one_core_is_used_and_none_is_kept_busy(made: artifact.Policy) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -343,7 +342,7 @@ def test_a_graph_that_names_an_exit_that_there_is_not_gives_no_answer() -> None:
     runtime = OnnxRuntime(made)
     logits = effective_thresholds([1.0], 0)
     assert runtime.infer(made.golden_obs[0], logits).exit == 0
-    runtime._session = SimpleNamespace(run_with_iobinding=lambda binding: None)
+    runtime._run = lambda: None
     for exit_ in (-1, 2):
         runtime._exit[0] = exit_
         with pytest.raises(ArtifactError, match=f"exit {exit_} answered, of 2"):

@@ -75,4 +75,6 @@ def test_a_run_writes_its_document(
     assert set(figures["hot"]) == set(figures["at_rate"]) == wanted
     low_high = document["summary"]["deepest_exit_latency_ratio"]["hot"]["tiny"]
     assert low_high[0] == figures["hot"]["onnx int8 exit 1"]["ratio"]
+    first = document["summary"]["first_exit_latency_ratio"]["at_rate"]["tiny"]
+    assert first[0] == figures["at_rate"]["onnx int8 exit 0"]["ratio"]
     assert "tiny" in capsys.readouterr().out
