@@ -1,4 +1,4 @@
-"""How the one C file of edgert is built where a compiler works; pyproject.toml names these two classes."""
+"""How the C files of edgert are built where a compiler works; pyproject.toml names these two classes."""
 
 from __future__ import annotations
 

@@ -28,20 +28,25 @@ def booleans(n: int = 40, seed: int = 0) -> np.ndarray:
     return (np.random.default_rng(seed).random((n, 10, 10, 4)) < 0.03).astype(np.uint8)
 
 
-@given(observations())
-def test_observations_come_back_exactly(obs):
-    back = codec.decode_obs(codec.encode_obs(obs), len(obs), obs.shape[1:])
+EACH = pytest.mark.parametrize("one", [pytest.param(one, id=f"codec{n}") for n, one in codec.CODECS.items()])
+
+
+@EACH
+@given(obs=observations())
+def test_observations_come_back_exactly(one, obs):
+    back = one.decode_obs(one.encode_obs(obs), len(obs), obs.shape[1:])
     assert back.dtype == np.uint8
     assert back.shape == obs.shape
     assert np.array_equal(back, obs)
     assert back.flags.writeable
 
 
-@given(hnp.arrays(np.uint32, st.tuples(st.integers(0, 20), st.integers(1, 20))))
-def test_q_values_come_back_bit_for_bit(bits):
+@EACH
+@given(bits=hnp.arrays(np.uint32, st.tuples(st.integers(0, 20), st.integers(1, 20))))
+def test_q_values_come_back_bit_for_bit(one, bits):
     q = bits.view(np.float32)
-    data = codec.encode_q(q)
-    assert np.array_equal(codec.decode_q(data, *q.shape).view(np.uint32), bits)
+    data = one.encode_q(q)
+    assert np.array_equal(one.decode_q(data, *q.shape).view(np.uint32), bits)
     assert len(data) <= codec.q_bytes_bound(*q.shape)
 
 
@@ -207,3 +212,57 @@ def test_bytes_of_codec_1_do_not_change():
 
 GOLDEN_OBS = "010300030000005d604ef428b52ffd0000490000000100020200400010"
 GOLDEN_Q = "ffa2da7728b52ffd0000c1000000000000bd0000000000370000a0400086f03fbf400035c0"
+
+
+def mixed(obs: np.ndarray) -> bytes:
+    return codec.encode_obs_mixed(obs)
+
+
+@pytest.mark.parametrize("kind", ["stack", "planes", "noise"])
+def test_codec_2_is_smaller_where_there_is_something_to_know(kind):
+    rng = np.random.default_rng(7)
+    if kind == "stack":
+        frames = np.repeat(rng.integers(0, 256, (1, 20, 20)).astype(np.uint8), 35, axis=0)
+        frames[np.arange(35), np.arange(35) % 20, 3] = 9
+        obs = np.stack([frames[i : i + 4].transpose(1, 2, 0) for i in range(32)])
+    elif kind == "planes":
+        obs = np.zeros((32, 10, 10, 4), np.uint8)
+        obs[np.arange(32), np.arange(32) % 10, 4, 1] = 1
+    else:
+        obs = rng.integers(0, 256, (4, 9, 9, 2)).astype(np.uint8)
+    data = mixed(obs)
+    assert len(data) <= (obs.nbytes + 5 if kind == "noise" else len(codec.encode_obs(obs)) * 0.9)
+    assert np.array_equal(codec.decode_obs_mixed(data, len(obs), obs.shape[1:]), obs)
+
+
+def test_codec_2_notices_every_flipped_bit():
+    obs = booleans(6)
+    data, q = mixed(obs), np.arange(12, dtype=np.float32).reshape(3, 4)
+    answer = codec.encode_q_mixed(q)
+    for i in range(8 * len(data)):
+        damaged = bytearray(data)
+        damaged[i // 8] ^= 1 << i % 8
+        with pytest.raises(MessageError):
+            codec.decode_obs_mixed(bytes(damaged), 6, (10, 10, 4))
+    for i in range(8 * len(answer)):
+        damaged = bytearray(answer)
+        damaged[i // 8] ^= 1 << i % 8
+        with pytest.raises(MessageError):
+            codec.decode_q_mixed(bytes(damaged), 3, 4)
+
+
+@given(st.binary(max_size=60), st.integers(0, 4), SHAPES)
+def test_codec_2_refuses_random_bytes(data, count, shape):
+    with pytest.raises(MessageError):
+        codec.decode_obs_mixed(data, count, shape)
+    with pytest.raises(MessageError):
+        codec.decode_q_mixed(data, count, shape[2])
+
+
+def test_codec_2_is_capped_before_anything_is_allocated():
+    data = mixed(booleans(2))
+    for count, shape in ((60_000, (200, 200, 4)), (1, (1, 1 << 20, 60)), (1, (65_000, 1, 1_000))):
+        with pytest.raises(MessageError):
+            codec.decode_obs_mixed(data, count, shape)
+    with pytest.raises(MessageError):
+        codec.decode_q_mixed(codec.encode_q_mixed(np.ones((1, 1), np.float32)), 1 << 20, 1 << 10)
