@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import msgspec
 import numpy as np
@@ -22,8 +22,11 @@ import numpy.typing as npt
 
 from edgert import kernels
 from edgert.errors import UsageError
+from edgert.kernels import conv
+from edgert.kernels.conv import Scratch
 
 F32: TypeAlias = npt.NDArray[np.float32]
+I32: TypeAlias = npt.NDArray[np.int32]
 U8: TypeAlias = npt.NDArray[np.uint8]
 
 
@@ -324,23 +327,114 @@ def strip_exits(params: Params) -> Params:
     return made
 
 
+class Saved(NamedTuple):
+    """What the gradient of one block needs.
+
+    Attributes:
+        x: what came in, as the block saw it.
+        argmax: where its pooling found the maxima, or None if it has none.
+        y: what went out.
+    """
+
+    x: F32 | U8
+    argmax: I32 | None
+    y: F32
+
+
 class Tape:
-    """What a forward pass leaves behind for the backward pass: per layer name, the arrays its gradient needs."""
+    """What a forward pass leaves behind for the backward pass: per block name, the arrays its gradient needs.
+
+    Columns are not among them: they are many times the image and are made again.
+    """
 
     def __init__(self) -> None:
         """An empty tape."""
-        self.saved: dict[str, Any] = {}
+        self.saved: dict[str, Saved] = {}
 
 
-def run_layers(layers: list[Placed], params: Params, x: F32 | U8, tape: Tape | None) -> F32:
+class Block(NamedTuple):
+    """Consecutive layers that run together, while their numbers are in the cache.
+
+    A ReLU before a pooling runs behind it instead: which of two numbers is larger is the same before and after.
+
+    Attributes:
+        name: of its first layer.
+        product: a Conv or Dense, or None.
+        pool: a MaxPool, or None.
+        relu: whether a ReLU ends it.
+    """
+
+    name: str
+    product: Placed | None
+    pool: Placed | None
+    relu: bool
+
+
+def blocks(layers: list[Placed]) -> list[Block]:
+    """Put consecutive layers together.
+
+    Args:
+        layers: in order.
+
+    Returns:
+        Blocks in order; each has a product, a pooling, a ReLU, or several of these.
+
+    Raises:
+        Nothing.
+    Source:
+        ours.
+    """
+    found: list[Block] = []
+    for placed in layers:
+        last = found[-1] if found else Block("", None, None, True)
+        match placed.layer:
+            case Conv() | Dense():
+                found.append(Block(placed.name, placed, None, False))
+            case MaxPool() if last.product is not None and last.pool is None:
+                found[-1] = last._replace(pool=placed)
+            case MaxPool():
+                found.append(Block(placed.name, None, placed, False))
+            case Relu() if last.relu:
+                found.append(Block(placed.name, None, None, True))
+            case Relu():
+                found[-1] = last._replace(relu=True)
+    return found
+
+
+def conv_geometry(block: Block, spec: NetSpec) -> conv.Geometry:
+    """A block whose product is a convolution, as `kernels.conv` wants it.
+
+    Args:
+        block: of the network.
+        spec: the network.
+
+    Returns:
+        Its geometry.
+
+    Raises:
+        UsageError: its product is no convolution.
+    Source:
+        ours.
+    """
+    layer = None if block.product is None else block.product.layer
+    pool = None if block.pool is None else block.pool.layer
+    if not isinstance(layer, Conv):
+        raise UsageError(f"layer {block.name} is no convolution")
+    window = (pool.kernel, pool.stride) if isinstance(pool, MaxPool) else None
+    return conv.Geometry(layer.kernel, layer.stride, layer.padding, window, block.relu, spec.input_scale)
+
+
+def run_layers(
+    layers: list[Placed], params: Params, x: F32 | U8, tape: Tape | None, scratch: Scratch | None = None
+) -> F32:
     """Run consecutive layers.
 
     Args:
         layers: in order.
         params: of the network they belong to.
-        x: (batch, *in_shape) float32, or the uint8 observation before a first Conv or Dense. May be overwritten by a
-            ReLU.
+        x: (batch, *in_shape) float32, or the uint8 observation before a first Conv or Dense.
         tape: filled with what the backward pass needs, or None.
+        scratch: memory to work in, or None for some of its own.
 
     Returns:
         (batch, *out_shape) float32.
@@ -350,34 +444,38 @@ def run_layers(layers: list[Placed], params: Params, x: F32 | U8, tape: Tape | N
     Source:
         convolution by im2col: Chellapilla et al. 2006.
     """
-    batch = x.shape[0]
-    for name, layer, in_shape, out_shape in layers:
-        saved: Any
-        match layer:
-            case Conv(_, kernel, stride, padding):
-                scale = params.spec.input_scale if x.dtype == np.uint8 else 1.0
-                columns = kernels.im2col(x.reshape(batch, *in_shape), kernel, stride, padding, scale=scale)
-                y = columns @ params.views[f"{name}.w"]
-                y += params.views[f"{name}.b"]
-                saved, x = columns, y.reshape(batch, *out_shape)
-            case Dense():
-                rows = x.reshape(batch, -1)
-                if rows.dtype == np.uint8:
-                    rows = rows * np.float32(params.spec.input_scale)
-                y = rows @ params.views[f"{name}.w"]
-                y += params.views[f"{name}.b"]
-                saved, x = rows, y
-            case MaxPool(kernel, stride):
-                x, saved = kernels.maxpool(np.ascontiguousarray(x, np.float32), kernel, stride)
-            case Relu():
-                x = saved = np.maximum(x, np.float32(0), out=x)
+    batch, scratch = len(x), scratch or Scratch()
+    for block in blocks(layers):
+        placed, argmax = block.product, None
+        if placed is None:
+            y = np.asarray(x, np.float32)
+            if block.pool is not None and isinstance(block.pool.layer, MaxPool):
+                y, argmax = kernels.maxpool(np.ascontiguousarray(y), block.pool.layer.kernel, block.pool.layer.stride)
+            if block.relu:
+                y = np.maximum(y, np.float32(0))
+        else:
+            weight, bias = params.views[f"{placed.name}.w"], params.views[f"{placed.name}.b"]
+            if isinstance(placed.layer, Conv):
+                x = x.reshape(batch, *placed.in_shape)
+                y, argmax = conv.forward(x, weight, bias, conv_geometry(block, params.spec), scratch)
+            else:
+                rows = np.asarray(x, np.float32).reshape(batch, -1)
+                x = rows * np.float32(params.spec.input_scale) if x.dtype == np.uint8 else rows
+                y = np.matmul(x, weight)
+                kernels.add_bias(y, bias, relu=block.relu)
         if tape is not None:
-            tape.saved[name] = saved
+            tape.saved[block.name] = Saved(x, argmax, y)
+        x = y
     return np.asarray(x, np.float32)
 
 
 def forward(
-    params: Params, obs: U8, *, exits: tuple[int, ...] | None = None, tape: Tape | None = None
+    params: Params,
+    obs: U8,
+    *,
+    exits: tuple[int, ...] | None = None,
+    tape: Tape | None = None,
+    scratch: Scratch | None = None,
 ) -> dict[int, F32]:
     """Run a batch through the trunk and the wanted heads, in float.
 
@@ -386,6 +484,7 @@ def forward(
         obs: (batch, height, width, channels) uint8.
         exits: which heads to run; None means all. The trunk runs no deeper than the deepest of them.
         tape: filled for `learn.backprop.backward`, or None.
+        scratch: memory to work in, or None for some of its own.
 
     Returns:
         exit -> (batch, n_actions + 1) float32: Q-values, then the confidence logit.
@@ -404,11 +503,12 @@ def forward(
     if not wanted or not set(wanted) <= set(range(spec.n_exits)):
         raise UsageError(f"exits {wanted} of a network that has {spec.n_exits}")
     outputs: dict[int, F32] = {}
+    scratch = scratch or Scratch()
     x: F32 | U8 = np.ascontiguousarray(obs)
     for k, stage in enumerate(stages(spec)[: max(wanted) + 1]):
-        x = run_layers(stage.trunk, params, x, tape)
+        x = run_layers(stage.trunk, params, x, tape, scratch)
         if k in wanted:
-            outputs[k] = run_layers(stage.head, params, x, tape)
+            outputs[k] = run_layers(stage.head, params, x, tape, scratch)
     return outputs
 
 

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from edgert import kernels, nets
 from edgert.errors import ArtifactError, UsageError
+from edgert.kernels import conv
 from edgert.nets import F32, U8, Conv, Dense, MaxPool, NetSpec, Params, Placed, Relu, matrix_shape, run_layers, stages
 
 Ranges: TypeAlias = dict[str, tuple[float, float]]
@@ -28,6 +29,7 @@ Tensors: TypeAlias = Mapping[str, npt.NDArray[Any]]
 
 _NARROWEST = 1e-6  # of a range: keeps every product of scales a normal float32
 _BIAS_MAX = 2.0**30  # of an int32 bias: leaves as much again for the products
+_COLUMN_BYTES = 4 << 20
 _SCALE_MAX = 1e28  # of a product of scales: any int32 times this is a float32
 
 
@@ -363,7 +365,18 @@ class IntNet:
             y_zero = np.float32(tensors[f"{name}.y.zp"])
             low, high = -y_zero, np.float32(255) - y_zero
 
+        # Columns, and what they are converted to, are many times the image: they are made for a few samples at a time.
+        bytes_of_one = rows * int(np.prod(out_shape[:-1])) * (4 + np.dtype(exact).itemsize)
+
         def run(x: U8) -> U8 | F32:
+            if len(x) * bytes_of_one <= _COLUMN_BYTES:
+                return some(x)
+            found: U8 | F32 = np.concatenate(
+                [some(x[part]) for part in conv.slices(len(x), bytes_of_one, _COLUMN_BYTES)]
+            )
+            return found
+
+        def some(x: U8) -> U8 | F32:
             batch = len(x)
             values: npt.NDArray[Any] = x if x_zero == 0 else x.astype(np.float32) - x_zero
             if isinstance(layer, Conv):

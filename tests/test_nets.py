@@ -15,6 +15,8 @@ from edgert.nets import (
     Params,
     Relu,
     Tape,
+    blocks,
+    conv_geometry,
     forward,
     initialise,
     macs,
@@ -112,6 +114,38 @@ def test_exits_can_be_asked_alone_and_give_the_same() -> None:
         assert np.array_equal(alone[k], whole[k])
     taped = forward(params, obs, tape=Tape())
     assert all(np.array_equal(taped[k], whole[k]) for k in whole)
+
+
+def test_layers_that_run_together_are_found_in_any_order() -> None:
+    conv, pool, relu, dense = Conv(3, 2), MaxPool(2, 1), Relu(), Dense(4)
+    orders: dict[tuple[object, ...], list[tuple[bool, bool, bool]]] = {
+        (conv, relu, pool): [(True, True, True)],
+        (conv, pool, relu): [(True, True, True)],
+        (conv, pool, pool, relu): [(True, True, False), (False, True, True)],
+        (relu, conv, relu, relu): [(False, False, True), (True, False, True), (False, False, True)],
+        (pool, relu, conv, dense, relu): [(False, True, True), (True, False, False), (True, False, True)],
+    }
+    for layers, wanted in orders.items():
+        placed = stages(NetSpec((8, 8, 2), 2, trunk=(layers,), heads=((),)))[0].trunk
+        found = [(block.product is not None, block.pool is not None, block.relu) for block in blocks(placed)]
+        assert found == wanted
+
+
+def test_a_block_without_a_convolution_has_no_geometry_of_one() -> None:
+    (dense,) = blocks(stages(NET)[2].trunk)
+    with pytest.raises(UsageError, match=r"t2\.0 is no convolution"):
+        conv_geometry(dense, NET)
+
+
+def test_a_relu_leaves_what_an_earlier_exit_saw() -> None:
+    spec = NetSpec((6, 6, 2), 2, trunk=((Conv(3, 3),), (Relu(), Dense(4))), heads=((), ()))
+    params, tape = initialise(spec, np.random.default_rng(0)), Tape()
+    obs = np.random.default_rng(1).integers(0, 2, (4, 6, 6, 2)).astype(np.uint8)
+    alone = forward(params, obs, exits=(0,))[0]
+    forward(params, obs, tape=tape)
+    seen = tape.saved["h0.out"].x
+    assert (seen < 0).any()
+    np.testing.assert_allclose(seen @ params.views["h0.out.w"] + params.views["h0.out.b"], alone, rtol=1e-5, atol=1e-6)
 
 
 def test_the_observation_is_not_changed() -> None:

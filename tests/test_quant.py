@@ -178,6 +178,16 @@ def test_observations_of_another_kind_are_refused(obs: np.ndarray) -> None:
         quant.calibrate(params, good[:0])
 
 
+@pytest.mark.parametrize("spec", [SMALL, ODD, ONE])
+def test_many_observations_go_in_parts_and_give_the_same(spec: NetSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    params, obs = make(spec, 5)
+    network = quant.IntNet(spec, quant.fit(params, obs).tensors)
+    whole = network.heads(obs)
+    monkeypatch.setattr(quant, "_COLUMN_BYTES", 1)
+    for k, head in network.heads(obs).items():
+        assert np.array_equal(head, whole[k])
+
+
 def test_fitting_takes_out_the_shift_that_rounding_adds_to_each_output() -> None:
     rng = np.random.default_rng(5)
     params = initialise(SMALL, rng)

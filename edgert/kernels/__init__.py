@@ -1,4 +1,4 @@
-"""The array loops of training and inference: im2col, col2im, max pooling, Adam. NHWC, float32, C-contiguous.
+"""The array loops of training and inference: windows, pooling, bias and ReLU, Adam. NHWC, float32, C-contiguous.
 
 One small C extension does the work and releases the GIL; where it could not be built, a numpy twin gives the same bits
 more slowly. `NATIVE` says which one serves. The environment variable EDGERT_KERNELS=numpy, read once at import, forces
@@ -22,7 +22,17 @@ import numpy.typing as npt
 from edgert.errors import ConfigError, UsageError
 from edgert.kernels import _twin
 
-__all__ = ["NATIVE", "adam", "col2im", "im2col", "maxpool", "maxpool_backward"]
+__all__ = [
+    "NATIVE",
+    "adam",
+    "add_bias",
+    "col2im",
+    "im2col",
+    "maxpool",
+    "maxpool_backward",
+    "pooled_conv_backward",
+    "relu_backward",
+]
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
@@ -94,10 +104,7 @@ def im2col(x: F32 | U8, kernel: int, stride: int, padding: int, out: F32 | None 
     else:
         _check("out", out, _F32, shape=shape, writes=True)
         _apart(x=x, out=out)
-    if _native is None:
-        _twin.im2col(out, x, factor, kernel, stride, padding, oh, ow)
-    else:
-        _native.im2col(_address(out), _address(x), is_u8, b, h, w, c, kernel, stride, padding, oh, ow, factor)
+    _im2col(out, x, factor, kernel, stride, padding, oh, ow)
     return out
 
 
@@ -133,20 +140,19 @@ def col2im(
     else:
         _check("out", out, _F32, shape=(b, h, w, c), writes=True)
         _apart(cols=cols, out=out)
-    if _native is None:
-        _twin.col2im(out, cols, kernel, stride, padding, oh, ow)
-    else:
-        _native.col2im(_address(out), _address(cols), b, h, w, c, kernel, stride, padding, oh, ow)
+    _col2im(out, cols, kernel, stride, padding, oh, ow)
     return out
 
 
-def maxpool(x: F32, kernel: int, stride: int) -> tuple[F32, I32]:
+def maxpool(x: F32, kernel: int, stride: int, y: F32 | None = None, argmax: I32 | None = None) -> tuple[F32, I32]:
     """Take the maximum of every window of each channel, without padding.
 
     Args:
         x: (B, H, W, C) float32; H*W*C below 2**31.
         kernel: edge of the square window, pixels.
         stride: step between windows, pixels.
+        y: where to write the maxima, or None for a new array; may not overlap x or argmax.
+        argmax: where to write their indices, or None for a new array; may not overlap x or y.
 
     Returns:
         y (B, oh, ow, C) float32 with oh = (H - kernel) // stride + 1, ow alike; and argmax (B, oh, ow, C) int32, the
@@ -154,8 +160,8 @@ def maxpool(x: F32, kernel: int, stride: int) -> tuple[F32, I32]:
         the largest value.
 
     Raises:
-        UsageError: a wrong type, dtype, shape or memory layout, a number out of its range, or a window larger than the
-            image.
+        UsageError: a wrong type, dtype, shape or memory layout, a number out of its range, a window larger than the
+            image, an overlap.
 
     Source:
         PyTorch documentation, torch.nn.MaxPool2d with padding 0.
@@ -165,28 +171,33 @@ def maxpool(x: F32, kernel: int, stride: int) -> tuple[F32, I32]:
     b, h, w, c = _nhwc("x", x.shape)
     oh, ow = _out_edges(h, w, kernel, stride, 0)
     _fits_int32("x", h * w * c)
-    y = np.empty((b, oh, ow, c), np.float32)
-    argmax = np.empty((b, oh, ow, c), np.int32)
-    if _native is None:
-        _twin.maxpool(y, argmax, x, kernel, stride)
-    else:
-        _native.maxpool(_address(y), _address(argmax), _address(x), b, h, w, c, kernel, stride, 0, oh, ow)
+    shape = (b, oh, ow, c)
+    if y is None:
+        y = np.empty(shape, np.float32)
+    if argmax is None:
+        argmax = np.empty(shape, np.int32)
+    _check("y", y, _F32, shape=shape, writes=True)
+    _check("argmax", argmax, _I32, shape=shape, writes=True)
+    _apart(x=x, y=y, argmax=argmax)
+    _maxpool(y, argmax, x, kernel, stride)
     return y, argmax
 
 
-def maxpool_backward(dy: F32, argmax: I32, shape: tuple[int, int, int, int]) -> F32:
+def maxpool_backward(dy: F32, argmax: I32, shape: tuple[int, int, int, int], out: F32 | None = None) -> F32:
     """Send each window's gradient to the pixel that was its maximum.
 
     Args:
         dy: (B, oh, ow, C) float32.
         argmax: (B, oh, ow, C) int32, as `maxpool` returned it.
         shape: (B, H, W, C) of the pooled image.
+        out: (B, H, W, C) float32 to overwrite, or None for a new array; may not overlap dy or argmax.
 
     Returns:
-        (B, H, W, C) float32; where windows share a maximum their gradients are summed in the order of dy.
+        (B, H, W, C) float32; where windows share a maximum their gradients are summed in the order of dy. It is `out`
+        where one was given.
 
     Raises:
-        UsageError: a wrong type, dtype, shape or memory layout, or an index outside (H, W, C).
+        UsageError: a wrong type, dtype, shape or memory layout, an overlap, or an index outside (H, W, C).
 
     Source:
         ours: the transpose of the selection that `maxpool` made.
@@ -197,7 +208,12 @@ def maxpool_backward(dy: F32, argmax: I32, shape: tuple[int, int, int, int]) -> 
     if dy.shape[0] != b:
         raise UsageError(f"dy has shape {dy.shape} but shape is {shape}: give both the same batch size")
     _check("argmax", argmax, _I32, shape=dy.shape)
-    dx = np.empty((b, h, w, c), np.float32)
+    if out is None:
+        dx = np.empty((b, h, w, c), np.float32)
+    else:
+        dx = out
+        _check("out", dx, _F32, shape=(b, h, w, c), writes=True)
+        _apart(out=dx, dy=dy, argmax=argmax)
     if _native is None:
         inside = _twin.maxpool_backward(dx, dy, argmax)
     else:
@@ -207,6 +223,107 @@ def maxpool_backward(dy: F32, argmax: I32, shape: tuple[int, int, int, int]) -> 
     if not inside:
         raise UsageError(f"argmax points outside a sample of shape {(h, w, c)}: give both as they were in maxpool")
     return dx
+
+
+def pooled_conv_backward(
+    x: F32, weight: F32, dy: F32, argmax: I32, kernel: int, stride: int, padding: int
+) -> tuple[F32, F32]:
+    """Gradients of a convolution whose output went through max pooling.
+
+    Only the windows that were a maximum have a gradient: where pooling keeps one value in four, this takes a quarter of
+    the products that the whole image would, and less where a ReLU behind the pooling has made some of them zero.
+
+    Args:
+        x: (B, H, W, C) float32, the convolution's input.
+        weight: (N, kernel*kernel*C) float32, its weights transposed: one output channel a row.
+        dy: (B, ph, pw, N) float32, finite: the gradient by the pooled values.
+        argmax: (B, ph, pw, N) int32, as `maxpool` returned it for the convolution's output.
+        kernel: edge of the convolution's square window, pixels.
+        stride: step between its windows, pixels.
+        padding: zeros added on each side of x, pixels; smaller than kernel.
+
+    Returns:
+        The gradient by `weight`, (N, kernel*kernel*C) float32, and by x, (B, H, W, C) float32. Terms are summed in the
+        order of (B, N, ph, pw).
+
+    Raises:
+        UsageError: a wrong type, dtype, shape or memory layout, a number out of its range, a window larger than the
+            image, an index outside the convolution's output.
+
+    Source:
+        ours: the product of `maxpool_backward`'s mostly zero result with `im2col`'s columns, without its zeros.
+    """
+    _check("x", x, _F32, ndim=4)
+    b, h, w, c = _nhwc("x", x.shape)
+    kernel, stride, padding = _window(kernel, stride, padding)
+    oh, ow = _out_edges(h, w, kernel, stride, padding)
+    _check("dy", dy, _F32, ndim=4)
+    if dy.shape[0] != b or not dy.shape[3]:
+        raise UsageError(f"dy has shape {dy.shape} but x has {x.shape}: give the same batch size and some channels")
+    _check("argmax", argmax, _I32, shape=dy.shape)
+    n, pooled = dy.shape[3], dy.shape[1] * dy.shape[2]
+    _fits_int32("argmax", oh * ow * n)
+    _check("weight", weight, _F32, shape=(n, kernel * kernel * c))
+    dw, dx = np.empty(weight.shape, np.float32), np.empty(x.shape, np.float32)
+    if _native is None:
+        inside = _twin.pooled_conv_backward(dw, dx, x, weight, dy, argmax, kernel, stride, padding, oh, ow)
+    else:
+        addresses = map(_address, (dw, dx, x, weight, dy, argmax))
+        inside = _native.pooled_conv_backward(*addresses, n, pooled, b, h, w, c, kernel, stride, padding, oh, ow)
+    if not inside:
+        raise UsageError(f"argmax points outside a sample of shape {(oh, ow, n)}: give it as it was in maxpool")
+    return dw, dx
+
+
+def add_bias(y: F32, bias: F32, *, relu: bool) -> None:
+    """Add a row to every row, and rectify, in place.
+
+    Args:
+        y: (rows, n) float32, changed in place.
+        bias: (n,) float32; may not overlap y.
+        relu: replace what is not above 0 by +0; a NaN stays.
+
+    Returns:
+        Nothing: y has changed.
+
+    Raises:
+        UsageError: a wrong type, dtype, shape or memory layout, an overlap.
+
+    Source:
+        ours: one pass over what a matrix product has just written.
+    """
+    _check("y", y, _F32, ndim=2, writes=True)
+    _check("bias", bias, _F32, shape=y.shape[1:])
+    _apart(y=y, bias=bias)
+    if _native is None:
+        _twin.add_bias(y, bias, relu)
+    else:
+        _native.add_bias(_address(y), _address(bias), *y.shape, bool(relu))
+
+
+def relu_backward(dy: F32, y: F32) -> None:
+    """Stop the gradient where a ReLU let nothing through, in place.
+
+    Args:
+        dy: the gradient by the ReLU's output, any shape, float32, changed in place.
+        y: that output, of the same shape, float32; may not overlap dy.
+
+    Returns:
+        Nothing: dy is +0 where y is not above 0, a NaN there included.
+
+    Raises:
+        UsageError: a wrong type, dtype, shape or memory layout, an overlap.
+
+    Source:
+        the derivative of max(x, 0), with 0 at 0.
+    """
+    _check("dy", dy, _F32, writes=True)
+    _check("y", y, _F32, shape=dy.shape)
+    _apart(dy=dy, y=y)
+    if _native is None:
+        _twin.relu_backward(dy, y)
+    else:
+        _native.relu_backward(_address(dy), _address(y), dy.size)
 
 
 def adam(
@@ -220,6 +337,7 @@ def adam(
     beta1: float = 0.9,
     beta2: float = 0.999,
     eps: float = 1e-8,
+    scale: float = 1.0,
 ) -> None:
     """Make one Adam step in place.
 
@@ -233,6 +351,7 @@ def adam(
         beta1: decay of m, in [0, 1), dimensionless.
         beta2: decay of v, in [0, 1), dimensionless.
         eps: added to the root of v, at least 1e-37 so that float32 does not lose it, dimensionless.
+        scale: factor on the gradients, 0 or more, dimensionless: clips their norm without a pass of its own.
 
     Returns:
         Nothing: params, m and v have changed.
@@ -253,11 +372,37 @@ def adam(
     b1 = _real("beta1", beta1, 0.0, 1.0 - 1e-7)
     b2 = _real("beta2", beta2, 0.0, 1.0 - 1e-7)
     tiny = _real("eps", eps, _FLOAT_MIN, _FLOAT_MAX)
-    scalars = (b1, 1.0 - b1, b2, 1.0 - b2, rate / (1.0 - b1**t), 1.0 / math.sqrt(1.0 - b2**t), tiny)
+    shrink = _real("scale", scale, 0.0, _FLOAT_MAX)
+    scalars = (b1, 1.0 - b1, b2, 1.0 - b2, rate / (1.0 - b1**t), 1.0 / math.sqrt(1.0 - b2**t), tiny, shrink)
     if _native is None:
         _twin.adam(params, grads, m, v, *scalars)
     else:
         _native.adam(_address(params), _address(grads), _address(m), _address(v), params.size, *scalars)
+
+
+# `kernels.conv` calls these three once a slice, after one look at the whole arrays: their checks took longer than they.
+
+
+def _im2col(out: F32, x: F32 | U8, scale: float, kernel: int, stride: int, padding: int, oh: int, ow: int) -> None:
+    if _native is None:
+        _twin.im2col(out, x, scale, kernel, stride, padding, oh, ow)
+    else:
+        is_u8 = x.dtype == _U8
+        _native.im2col(_address(out), _address(x), is_u8, *x.shape, kernel, stride, padding, oh, ow, scale)
+
+
+def _col2im(x: F32, cols: F32, kernel: int, stride: int, padding: int, oh: int, ow: int) -> None:
+    if _native is None:
+        _twin.col2im(x, cols, kernel, stride, padding, oh, ow)
+    else:
+        _native.col2im(_address(x), _address(cols), *x.shape, kernel, stride, padding, oh, ow)
+
+
+def _maxpool(y: F32, argmax: I32, x: F32, kernel: int, stride: int) -> None:
+    if _native is None:
+        _twin.maxpool(y, argmax, x, kernel, stride)
+    else:
+        _native.maxpool(_address(y), _address(argmax), _address(x), *x.shape, kernel, stride, 0, *y.shape[1:3])
 
 
 def _address(array: npt.NDArray[Any]) -> int:

@@ -13,6 +13,14 @@
 
 typedef Py_ssize_t idx;
 
+/* x86-64 compilers may only assume SSE2; glibc can choose a wider copy of a loop when it loads. The bits stay the same:
+ * every lane is a value of its own, and no copy may contract a product and a sum. */
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+#define WIDE __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define WIDE
+#endif
+
 /* x is (b, h, w, c), windows are (oh, ow) a sample. */
 typedef struct {
     idx b, h, w, c, kernel, stride, padding, oh, ow;
@@ -38,7 +46,7 @@ static inline void row_u8(float *restrict out, const uint8_t *restrict x, idx n,
         out[i] = (float)x[i] * scale;
 }
 
-static void im2col(float *restrict out, const void *restrict x, int is_u8, float scale, const geometry *g)
+WIDE static void im2col(float *restrict out, const void *restrict x, int is_u8, float scale, const geometry *g)
 {
     const idx row = g->kernel * g->c;
     for (idx b = 0; b < g->b; b++)
@@ -73,7 +81,7 @@ static inline void row_add(float *restrict x, const float *restrict cols, idx n)
         x[i] += cols[i];
 }
 
-static void col2im(float *restrict x, const float *restrict cols, const geometry *g)
+WIDE static void col2im(float *restrict x, const float *restrict cols, const geometry *g)
 {
     const idx row = g->kernel * g->c;
     memset(x, 0, (size_t)(g->b * g->h * g->w * g->c) * sizeof(float));
@@ -93,6 +101,29 @@ static void col2im(float *restrict x, const float *restrict cols, const geometry
             }
 }
 
+/* The lower end of a rectifier is +0; a NaN stays. */
+static inline float rectified(float x)
+{
+    return x <= 0.0f ? 0.0f : x;
+}
+
+WIDE static void add_bias(float *restrict y, const float *restrict bias, idx rows, idx n, int relu)
+{
+    for (; rows > 0; rows--, y += n)
+        if (relu)
+            for (idx i = 0; i < n; i++)
+                y[i] = rectified(y[i] + bias[i]);
+        else
+            for (idx i = 0; i < n; i++)
+                y[i] += bias[i];
+}
+
+WIDE static void relu_backward(float *restrict dy, const float *restrict y, idx n)
+{
+    for (idx i = 0; i < n; i++)
+        dy[i] = y[i] > 0.0f ? dy[i] : 0.0f;
+}
+
 /* A NaN is the largest value and the first one stays, as in numpy.argmax. */
 static inline void row_max(float *restrict y, int32_t *restrict argmax, const float *restrict x, int32_t at, idx n)
 {
@@ -105,7 +136,7 @@ static inline void row_max(float *restrict y, int32_t *restrict argmax, const fl
     }
 }
 
-static void maxpool(float *restrict y, int32_t *restrict argmax, const float *restrict x, const geometry *g)
+WIDE static void maxpool(float *restrict y, int32_t *restrict argmax, const float *restrict x, const geometry *g)
 {
     for (idx b = 0; b < g->b; b++, x += g->h * g->w * g->c)
         for (idx oy = 0; oy < g->oh; oy++)
@@ -136,15 +167,72 @@ static int maxpool_backward(float *restrict dx, const float *restrict dy, const 
     return 1;
 }
 
+static inline void row_axpy(float *restrict y, const float *restrict x, float a, idx n)
+{
+    for (idx i = 0; i < n; i++)
+        y[i] += a * x[i];
+}
+
+/* One window's share: dw += a * x and dx += a * w. */
+static inline void window_backward(float *restrict dw, float *restrict dx, const float *restrict x,
+                                   const float *restrict w, float a, idx window, const geometry *g)
+{
+    const idx iy = window / g->ow * g->stride - g->padding, ix = window % g->ow * g->stride - g->padding;
+    const idx last = g->h - iy < g->kernel ? g->h - iy : g->kernel;
+    idx lo, hi;
+    clip(g, ix, &lo, &hi);
+    const idx n = (hi - lo) * g->c;
+    for (idx ky = iy < 0 ? -iy : 0; ky < last; ky++) {
+        const idx in = ((iy + ky) * g->w + ix + lo) * g->c, tap = (ky * g->kernel + lo) * g->c;
+        row_axpy(dw + tap, x + in, a, n);
+        row_axpy(dx + in, w + tap, a, n);
+    }
+}
+
+enum { ALIVE_AT_ONCE = 256 };
+
+/* dy, argmax: (b, pooled, n); argmax counts in (oh, ow, n). dw, w: (n, kernel, kernel, c). x, dx: (b, h, w, c).
+ * Returns 0 at the first index that lies outside its sample, else 1. */
+WIDE static int pooled_conv_backward(float *restrict dw, float *restrict dx, const float *restrict x,
+                                     const float *restrict w, const float *restrict dy, const int32_t *restrict argmax,
+                                     idx n, idx pooled, const geometry *g)
+{
+    const idx taps = g->kernel * g->kernel * g->c, image = g->h * g->w * g->c;
+    float alive[ALIVE_AT_ONCE];
+    idx window[ALIVE_AT_ONCE];
+    memset(dw, 0, (size_t)(n * taps) * sizeof(float));
+    memset(dx, 0, (size_t)(g->b * image) * sizeof(float));
+    for (idx b = 0; b < g->b; b++, x += image, dx += image, dy += pooled * n, argmax += pooled * n)
+        /* One output channel after another: its weights and their gradient stay in the first-level cache. */
+        for (idx o = 0; o < n; o++)
+            for (idx from = 0; from < pooled; from += ALIVE_AT_ONCE) {
+                const idx to = from + ALIVE_AT_ONCE < pooled ? from + ALIVE_AT_ONCE : pooled;
+                idx count = 0;
+                /* Every second gradient may be zero, at random: no branch, for it would be guessed wrong. */
+                for (idx p = from; p < to; p++) {
+                    const float a = dy[p * n + o];
+                    const int32_t at = argmax[p * n + o];
+                    if (at < 0 || at >= g->oh * g->ow * n)
+                        return 0;
+                    alive[count] = a;
+                    window[count] = (uint32_t)at / (uint32_t)n;
+                    count += a != 0.0f;
+                }
+                for (idx i = 0; i < count; i++)
+                    window_backward(dw + o * taps, dx, x, w + o * taps, alive[i], window[i], g);
+            }
+    return 1;
+}
+
 typedef struct {
-    float beta1, rest1, beta2, rest2, rate, unbias, eps;
+    float beta1, rest1, beta2, rest2, rate, unbias, eps, grad_scale;
 } adam_scalars;
 
-static void adam(float *restrict params, const float *restrict grads, float *restrict m, float *restrict v, idx n,
-                 adam_scalars s)
+WIDE static void adam(float *restrict params, const float *restrict grads, float *restrict m, float *restrict v,
+                      idx n, adam_scalars s)
 {
     for (idx i = 0; i < n; i++) {
-        const float g = grads[i];
+        const float g = grads[i] * s.grad_scale;
         m[i] = s.beta1 * m[i] + s.rest1 * g;
         v[i] = s.beta2 * v[i] + s.rest2 * (g * g);
         params[i] -= (s.rate * m[i]) / (sqrtf(v[i]) * s.unbias + s.eps);
@@ -198,6 +286,28 @@ static PyObject *py_col2im(PyObject *Py_UNUSED(self), PyObject *const *args, Py_
     Py_RETURN_NONE;
 }
 
+static PyObject *py_add_bias(PyObject *Py_UNUSED(self), PyObject *const *args, Py_ssize_t n)
+{
+    void *a[5];
+    if (!take(args, n, 5, 5, a))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    add_bias(a[0], a[1], (idx)a[2], (idx)a[3], a[4] != NULL);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_relu_backward(PyObject *Py_UNUSED(self), PyObject *const *args, Py_ssize_t n)
+{
+    void *a[3];
+    if (!take(args, n, 3, 3, a))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    relu_backward(a[0], a[1], (idx)a[2]);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
 static PyObject *py_maxpool(PyObject *Py_UNUSED(self), PyObject *const *args, Py_ssize_t n)
 {
     void *a[12];
@@ -222,19 +332,32 @@ static PyObject *py_maxpool_backward(PyObject *Py_UNUSED(self), PyObject *const 
     return PyBool_FromLong(inside);
 }
 
+static PyObject *py_pooled_conv_backward(PyObject *Py_UNUSED(self), PyObject *const *args, Py_ssize_t n)
+{
+    void *a[17];
+    int inside;
+    if (!take(args, n, 17, 17, a))
+        return NULL;
+    const geometry g = geometry_of(a + 8);
+    Py_BEGIN_ALLOW_THREADS
+    inside = pooled_conv_backward(a[0], a[1], a[2], a[3], a[4], a[5], (idx)a[6], (idx)a[7], &g);
+    Py_END_ALLOW_THREADS
+    return PyBool_FromLong(inside);
+}
+
 static PyObject *py_adam(PyObject *Py_UNUSED(self), PyObject *const *args, Py_ssize_t n)
 {
     void *a[5];
-    float f[7];
-    if (!take(args, n, 5, 12, a))
+    float f[8];
+    if (!take(args, n, 5, 13, a))
         return NULL;
-    for (int i = 0; i < 7; i++) {
+    for (int i = 0; i < 8; i++) {
         const double value = PyFloat_AsDouble(args[5 + i]);
         if (value == -1.0 && PyErr_Occurred())
             return NULL;
         f[i] = (float)value;
     }
-    const adam_scalars s = {f[0], f[1], f[2], f[3], f[4], f[5], f[6]};
+    const adam_scalars s = {f[0], f[1], f[2], f[3], f[4], f[5], f[6], f[7]};
     Py_BEGIN_ALLOW_THREADS
     adam(a[0], a[1], a[2], a[3], (idx)a[4], s);
     Py_END_ALLOW_THREADS
@@ -247,6 +370,9 @@ static PyMethodDef methods[] = {
     {"col2im", FAST(py_col2im)},
     {"maxpool", FAST(py_maxpool)},
     {"maxpool_backward", FAST(py_maxpool_backward)},
+    {"add_bias", FAST(py_add_bias)},
+    {"relu_backward", FAST(py_relu_backward)},
+    {"pooled_conv_backward", FAST(py_pooled_conv_backward)},
     {"adam", FAST(py_adam)},
     {NULL, NULL, 0, NULL},
 };

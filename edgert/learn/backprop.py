@@ -1,51 +1,114 @@
-"""Gradients of early-exit networks: the reverse of `nets.forward`."""
+"""Gradients of early-exit networks: the reverse of `nets.forward`, and a batch in parts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 
 from edgert import kernels
-from edgert.nets import F32, Conv, Dense, MaxPool, Params, Placed, Relu, Tape, stages
+from edgert.kernels import conv
+from edgert.kernels.conv import Scratch
+from edgert.nets import (
+    F32,
+    U8,
+    Block,
+    Conv,
+    MaxPool,
+    NetSpec,
+    Params,
+    Placed,
+    Tape,
+    blocks,
+    conv_geometry,
+    forward,
+    stages,
+)
+
+LossGradient: TypeAlias = Callable[[dict[int, F32], slice], Mapping[int, F32]]
+"""A loss, as its gradient: takes exit -> outputs (part, n_actions + 1) and which samples of the batch they are of, and
+gives exit -> gradient by these outputs. A mean divides by the size of the whole batch, because parts are summed."""
+
+TAPE_BYTES = 8 << 20
+"""Most that a tape holds, where the caller does not say how many samples go at a time."""
 
 
-def _back_layers(layers: list[Placed], params: Params, grads: Params, tape: Tape, dy: F32, *, wants_dx: bool) -> F32:
-    """Run consecutive layers backwards; `dy` is (batch, *out_shape). Without `wants_dx` the result is meaningless."""
-    batch = dy.shape[0]
-    for i in range(len(layers) - 1, -1, -1):
-        name, layer, in_shape, out_shape = layers[i]
-        saved = tape.saved[name]
-        match layer:
-            case Relu():
-                dy = dy * (saved > 0)
-            case MaxPool():
-                dy = kernels.maxpool_backward(np.ascontiguousarray(dy), saved, (batch, *in_shape))
-            case Conv() | Dense():
-                rows = dy.reshape(-1, out_shape[-1])
-                np.matmul(saved.T, rows, out=grads.views[f"{name}.w"])
-                np.sum(rows, 0, out=grads.views[f"{name}.b"])
-                if i == 0 and not wants_dx:
-                    return dy
-                dy = rows @ params.views[f"{name}.w"].T
-                if isinstance(layer, Conv):
-                    dy = kernels.col2im(dy, (batch, *in_shape), layer.kernel, layer.stride, layer.padding)
-                else:
-                    dy = dy.reshape(batch, *in_shape)
+def _back_layers(
+    layers: list[Placed],
+    params: Params,
+    grads: Params,
+    tape: Tape,
+    dy: F32,
+    scratch: Scratch,
+    *,
+    add: bool,
+    wants_dx: bool,
+) -> F32:
+    """Run consecutive layers backwards; `dy` is overwritten. Without `wants_dx` the result is meaningless."""
+    backwards = blocks(layers)[::-1]
+    for block in backwards:
+        x, argmax, y = tape.saved[block.name]
+        needs_dx = wants_dx or block is not backwards[-1]
+        dy = dy.reshape(y.shape)
+        if block.relu:
+            kernels.relu_backward(dy, y)
+        if block.product is not None:
+            dy = _back_product(block, block.product, params, grads, tape, dy, scratch, add=add, wants_dx=needs_dx)
+        elif argmax is not None:
+            batch, height, width, channels = x.shape
+            dy = kernels.maxpool_backward(dy, argmax, (batch, height, width, channels))
     return dy
 
 
-def backward(params: Params, grads: Params, tape: Tape, d_outputs: Mapping[int, F32]) -> None:
+def _back_product(
+    block: Block,
+    placed: Placed,
+    params: Params,
+    grads: Params,
+    tape: Tape,
+    dy: F32,
+    scratch: Scratch,
+    *,
+    add: bool,
+    wants_dx: bool,
+) -> F32:
+    """A convolution or dense layer backwards; without `wants_dx` the result is meaningless."""
+    x, argmax, _ = tape.saved[block.name]
+    weight, d_weight = params.views[f"{placed.name}.w"], grads.views[f"{placed.name}.w"]
+    conv.sum_rows(dy.reshape(-1, dy.shape[-1]), grads.views[f"{placed.name}.b"], add=add)
+    if isinstance(placed.layer, Conv):
+        at = conv_geometry(block, params.spec)
+        dx = conv.backward(x, weight, dy, argmax, at, d_weight, scratch, add=add, wants_dx=wants_dx)
+        return dy if dx is None else dx
+    conv.product(np.asarray(x, np.float32).T, dy, d_weight, scratch, add=add)
+    return np.matmul(dy, weight.T) if wants_dx else dy
+
+
+def backward(
+    params: Params,
+    grads: Params,
+    tape: Tape,
+    d_outputs: Mapping[int, F32],
+    *,
+    add: bool = False,
+    shaping: Sequence[int] | None = None,
+    scratch: Scratch | None = None,
+) -> None:
     """Turn the gradient of the loss by every exit's outputs into the gradient by every parameter.
 
-    The confidence logit learns on features it does not shape: its gradient reaches the last column of its head's output
-    layer and stops there, so that judging never costs acting.
+    A column of the outputs that is not shaping learns on features it does not form: its gradient reaches its column of
+    the head's output layer and stops there. So judging, by the confidence, never costs acting.
 
     Args:
         params: the network that ran forward.
-        grads: overwritten; same spec.
+        grads: overwritten, or added to; same spec.
         tape: filled by `nets.forward` on this batch with every exit.
         d_outputs: exit -> (batch, n_actions + 1) float32, one entry an exit.
+        add: add to `grads` instead of overwriting it.
+        shaping: for each exit, how many leading columns of its outputs form the features; None means the actions' but
+            not the last.
+        scratch: memory to work in, or None for some of its own.
 
     Raises:
         KeyError: an exit is missing from `d_outputs`, or the forward pass was run without this tape. A caller's bug.
@@ -53,16 +116,101 @@ def backward(params: Params, grads: Params, tape: Tape, d_outputs: Mapping[int, 
         Rumelhart et al. 1986; detached confidence: ours, after RAPID-RL's separate training of actions and confidences
         (arXiv 2109.08231, abstract).
     """
-    n_actions = params.spec.n_actions
+    shaping = [params.spec.n_actions] * params.spec.n_exits if shaping is None else shaping
+    scratch = scratch or Scratch()
     d_trunk: F32 | None = None
     for k, stage in reversed(list(enumerate(stages(params.spec)))):
         d_out = d_outputs[k]
         out = stage.head[-1].name
-        features = tape.saved[out]
-        np.matmul(features.T, d_out, out=grads.views[f"{out}.w"])
-        np.sum(d_out, 0, out=grads.views[f"{out}.b"])
-        d_features = d_out[:, :n_actions] @ params.views[f"{out}.w"][:, :n_actions].T
-        shape = stage.head[-1].in_shape
-        dy = _back_layers(stage.head[:-1], params, grads, tape, d_features.reshape(-1, *shape), wants_dx=True)
-        d_trunk = dy if d_trunk is None else d_trunk + dy
-        d_trunk = _back_layers(stage.trunk, params, grads, tape, d_trunk, wants_dx=k > 0)
+        features = np.asarray(tape.saved[out].x, np.float32)
+        conv.product(features.T, d_out, grads.views[f"{out}.w"], scratch, add=add)
+        conv.sum_rows(d_out, grads.views[f"{out}.b"], add=add)
+        dy = d_out[:, : shaping[k]] @ params.views[f"{out}.w"][:, : shaping[k]].T
+        dy = _back_layers(stage.head[:-1], params, grads, tape, dy, scratch, add=add, wants_dx=True)
+        if d_trunk is None:
+            d_trunk = dy
+        else:
+            d_trunk += dy.reshape(d_trunk.shape)
+        d_trunk = _back_layers(stage.trunk, params, grads, tape, d_trunk, scratch, add=add, wants_dx=k > 0)
+
+
+def tape_bytes(spec: NetSpec) -> int:
+    """What one sample leaves on a tape.
+
+    Args:
+        spec: the network.
+
+    Returns:
+        Bytes of what each block gives and of its argmax. What a gradient needs beside it is of the same order.
+
+    Raises:
+        UsageError: as `nets.stages`.
+    Source:
+        ours.
+    """
+    placed = (
+        block.pool or block.product
+        for stage in stages(spec)
+        for layers in (stage.trunk, stage.head)
+        for block in blocks(layers)
+    )
+    sizes = (int(np.prod(each.out_shape)) * (8 if isinstance(each.layer, MaxPool) else 4) for each in placed if each)
+    return sum(sizes)
+
+
+def parts(spec: NetSpec, samples: int, micro_batch: int | None) -> list[slice]:
+    """Cut a batch into what goes through the network at a time.
+
+    Args:
+        spec: the network.
+        samples: in the batch.
+        micro_batch: most samples of a part, or None for as many as `TAPE_BYTES` hold.
+
+    Returns:
+        Parts whose sizes differ by one sample at most, in order.
+
+    Raises:
+        UsageError: as `nets.stages`.
+    Source:
+        ours: columns are cut finer than this already, so a part is large, and dense layers like it so.
+    """
+    if micro_batch is not None:
+        return conv.slices(samples, 1, micro_batch)
+    return conv.slices(samples, tape_bytes(spec), TAPE_BYTES)
+
+
+def accumulate(
+    params: Params,
+    obs: U8,
+    loss_gradient: LossGradient,
+    grads: Params,
+    *,
+    micro_batch: int | None = None,
+    shaping: Sequence[int] | None = None,
+    scratch: Scratch | None = None,
+) -> None:
+    """The gradient of any loss of the outputs, with a batch of any size in bounded memory.
+
+    Args:
+        params: differentiated.
+        obs: (batch, H, W, C) uint8, not empty.
+        loss_gradient: called once a part, in order; see `LossGradient`.
+        grads: overwritten with the sum over the parts; same spec.
+        micro_batch: most samples that go through the network at a time; None lets the network's size decide.
+        shaping: as in `backward`.
+        scratch: memory to work in, or None for some of its own.
+
+    Returns:
+        Nothing: `grads` has changed.
+
+    Raises:
+        UsageError: wrong shape or dtype of the observations.
+    Source:
+        gradient accumulation: the gradient of a sum is the sum of the gradients.
+    """
+    scratch = scratch or Scratch()
+    for part in parts(params.spec, len(obs), micro_batch):
+        tape = Tape()
+        outputs = forward(params, obs[part], tape=tape, scratch=scratch)
+        d_outputs = loss_gradient(outputs, part)
+        backward(params, grads, tape, d_outputs, add=part.start > 0, shaping=shaping, scratch=scratch)

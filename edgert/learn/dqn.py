@@ -10,8 +10,9 @@ import numpy.typing as npt
 
 from edgert import kernels
 from edgert.errors import UsageError
-from edgert.learn.backprop import backward
-from edgert.nets import F32, U8, Params, Tape, forward
+from edgert.kernels.conv import Scratch
+from edgert.learn.backprop import accumulate, parts
+from edgert.nets import F32, U8, Params, forward
 
 
 class Hyper(msgspec.Struct, frozen=True):
@@ -28,6 +29,8 @@ class Hyper(msgspec.Struct, frozen=True):
         confidence_weight: of the confidence's cross entropy.
         target_every: steps between copies of the network into its target.
         max_grad_norm: the whole gradient is scaled down to this Euclidean norm.
+        micro_batch: most samples that go through the network at a time; None lets the network's size decide. It bounds
+            the memory and changes no result beyond rounding.
     """
 
     learning_rate: float = 2.5e-4
@@ -39,6 +42,7 @@ class Hyper(msgspec.Struct, frozen=True):
     confidence_weight: float = 1.0
     target_every: int = 1000
     max_grad_norm: float = 10.0
+    micro_batch: int | None = None
 
 
 class Batch(NamedTuple):
@@ -81,6 +85,8 @@ class Learner:
         target: the slow copy that TD targets come from.
         m, v: Adam's moments, (n_parameters,) float32.
         steps: gradient steps taken.
+        grads: of the step under way; whoever makes it writes here.
+        scratch: memory to make it in.
     """
 
     def __init__(self, params: Params) -> None:
@@ -93,7 +99,8 @@ class Learner:
         self.target = params.copy()
         self.m, self.v = np.zeros_like(params.flat), np.zeros_like(params.flat)
         self.steps = 0
-        self._grads = Params(params.spec)
+        self.grads = Params(params.spec)
+        self.scratch = Scratch()
 
     def arrays(self) -> dict[str, F32]:
         """The vectors of a checkpoint.
@@ -141,23 +148,43 @@ class Learner:
         Source:
             Adam: Kingma & Ba 2015 (arXiv 1412.6980) Algorithm 1; target copy: Mnih et al. 2015, Algorithm 1.
         """
-        losses = gradients(self.params, self.target, batch, hyper, self._grads)
-        if not np.isfinite(losses.total):
-            raise UsageError(
-                f"training loss is {losses.total} at step {self.steps}: rewards or teacher values are not finite"
-            )
-        grad = self._grads.flat
-        norm = float(np.sqrt(np.dot(grad, grad)))
-        if norm > hyper.max_grad_norm:
-            grad *= np.float32(hyper.max_grad_norm / norm)
-        self.steps += 1
-        kernels.adam(self.params.flat, grad, self.m, self.v, step=self.steps, lr=hyper.learning_rate)
+        losses = gradients(self.params, self.target, batch, hyper, self.grads, self.scratch)
+        self.descend(losses.total, hyper.learning_rate, hyper.max_grad_norm)
         if self.steps % hyper.target_every == 0:
             self.target.flat[:] = self.params.flat
         return losses
 
+    def descend(self, loss: float, learning_rate: float, max_grad_norm: float) -> None:
+        """Follow the gradient that is in `grads`.
 
-def td_targets(params: Params, target: Params, batch: Batch, gamma: float) -> F32:
+        Args:
+            loss: whose gradient it is.
+            learning_rate: of Adam.
+            max_grad_norm: the whole gradient is scaled down to this Euclidean norm.
+
+        Raises:
+            UsageError: the loss is not finite (the parameters are then untouched).
+        Source:
+            Adam: Kingma & Ba 2015 (arXiv 1412.6980) Algorithm 1; the norm: Pascanu et al. 2013 (arXiv 1211.5063).
+        """
+        if not np.isfinite(loss):
+            raise UsageError(f"training loss is {loss} at step {self.steps}: rewards or teacher values are not finite")
+        grad = self.grads.flat
+        norm = float(np.sqrt(np.dot(grad, grad)))
+        scale = min(1.0, max_grad_norm / norm) if norm > 0 else 1.0
+        self.steps += 1
+        kernels.adam(self.params.flat, grad, self.m, self.v, step=self.steps, lr=learning_rate, scale=scale)
+
+
+def td_targets(
+    params: Params,
+    target: Params,
+    batch: Batch,
+    gamma: float,
+    *,
+    micro_batch: int | None = None,
+    scratch: Scratch | None = None,
+) -> F32:
     """Double-DQN targets from the final exit.
 
     Args:
@@ -165,6 +192,8 @@ def td_targets(params: Params, target: Params, batch: Batch, gamma: float) -> F3
         target: values it.
         batch: transitions.
         gamma: discount per decision.
+        micro_batch: as in `Hyper`.
+        scratch: memory to work in, or None for some of its own.
 
     Returns:
         (B,) float32.
@@ -176,20 +205,37 @@ def td_targets(params: Params, target: Params, batch: Batch, gamma: float) -> F3
         RAPID-RL (arXiv 2109.08231), so that shallow exits estimate the same policy's values.
     """
     last, n_actions = params.spec.n_exits - 1, params.spec.n_actions
-    chosen = forward(params, batch.next_obs, exits=(last,))[last][:, :n_actions].argmax(1)
-    values = forward(target, batch.next_obs, exits=(last,))[last][np.arange(len(chosen)), chosen]
+    scratch = scratch or Scratch()
+    values = np.empty(len(batch.action), np.float32)
+    for part in parts(params.spec, len(values), micro_batch):
+        q, slow = (forward(net, batch.next_obs[part], exits=(last,), scratch=scratch)[last] for net in (params, target))
+        values[part] = slow[np.arange(len(q)), q[:, :n_actions].argmax(1)]
     return np.asarray(batch.reward + np.float32(gamma) * np.where(batch.terminated, np.float32(0), values), np.float32)
 
 
-def _softmax(x: F32) -> tuple[F32, F32]:
-    """Softmax over the last axis and its logarithm."""
+def softmax(x: F32) -> tuple[F32, F32]:
+    """Softmax over the last axis and its logarithm.
+
+    Args:
+        x: (n, A) float32.
+
+    Returns:
+        Both, (n, A) float32.
+
+    Raises:
+        Nothing.
+    Source:
+        Goodfellow et al. 2016, section 4.1: the largest is taken off first, so that exp never overflows.
+    """
     shifted = x - x.max(1, keepdims=True)
     exponentials = np.exp(shifted)
     total = exponentials.sum(1, keepdims=True)
     return exponentials / total, shifted - np.log(total)
 
 
-def gradients(params: Params, target: Params, batch: Batch, hyper: Hyper, grads: Params) -> Losses:
+def gradients(
+    params: Params, target: Params, batch: Batch, hyper: Hyper, grads: Params, scratch: Scratch | None = None
+) -> Losses:
     """The loss on a batch and its gradient.
 
     With q_k the Q-values of exit k of K, y the TD target, T the teacher, tau the temperature:
@@ -203,6 +249,7 @@ def gradients(params: Params, target: Params, batch: Batch, hyper: Hyper, grads:
         batch: transitions.
         hyper: weights.
         grads: overwritten with the gradient.
+        scratch: memory to work in, or None for some of its own.
 
     Returns:
         The losses.
@@ -213,48 +260,52 @@ def gradients(params: Params, target: Params, batch: Batch, hyper: Hyper, grads:
         TD: Mnih et al. 2015 with arXiv 1509.06461; distillation: Rusu et al. 2016 (arXiv 1511.06295) equation 3;
         confidence as agreement with the final exit: our reading of RAPID-RL (arXiv 2109.08231).
     """
-    spec = params.spec
-    n, n_actions, n_exits = len(batch.action), spec.n_actions, spec.n_exits
-    rows = np.arange(n)
-    y = td_targets(params, target, batch, hyper.gamma)
-    tape = Tape()
-    outputs = forward(params, batch.obs, tape=tape)
-    best = outputs[n_exits - 1][:, :n_actions].argmax(1)
-
-    taught = np.flatnonzero(batch.taught)
-    teacher = batch.teacher_q[taught]
+    n, n_actions, n_exits = len(batch.action), params.spec.n_actions, params.spec.n_exits
+    scratch = scratch or Scratch()
+    y = td_targets(params, target, batch, hyper.gamma, micro_batch=hyper.micro_batch, scratch=scratch)
     tau = np.float32(hyper.temperature)
-    wanted, log_wanted = _softmax(teacher / tau) if len(taught) else (teacher, teacher)
-
+    n_taught = int(np.count_nonzero(batch.taught))
     td = distill = matched = confidence = 0.0
-    d_outputs: dict[int, F32] = {}
-    for k, out in outputs.items():
-        q, logit = out[:, :n_actions], out[:, n_actions]
-        d_out = np.zeros_like(out)
 
-        error = q[rows, batch.action] - y
-        size = np.abs(error)
-        td += float(np.where(size <= 1, 0.5 * error * error, size - 0.5).mean())
-        d_out[rows, batch.action] += np.clip(error, -1, 1) * np.float32(hyper.td_weight / (n * n_exits))
+    def loss_gradient(outputs: dict[int, F32], part: slice) -> dict[int, F32]:
+        """Add a part's share to the losses; every mean is over the whole batch."""
+        nonlocal td, distill, matched, confidence
+        action = batch.action[part]
+        rows, best = np.arange(len(action)), outputs[n_exits - 1][:, :n_actions].argmax(1)
+        taught = np.flatnonzero(batch.taught[part])
+        teacher = batch.teacher_q[part][taught]
+        wanted, log_wanted = softmax(teacher / tau) if len(taught) else (teacher, teacher)
+        d_outputs: dict[int, F32] = {}
+        for k, out in outputs.items():
+            q, logit = out[:, :n_actions], out[:, n_actions]
+            d_outputs[k] = d_out = np.zeros_like(out)
 
-        if len(taught):
-            preferred, log_preferred = _softmax(q[taught] / tau)
-            distill += float((wanted * (log_wanted - log_preferred)).sum(1).mean())
-            distance = q[taught] - teacher
-            matched += float((distance * distance).mean())
-            d_out[taught, :n_actions] += (preferred - wanted) * np.float32(
-                hyper.distill_weight / (tau * len(taught) * n_exits)
-            )
-            d_out[taught, :n_actions] += distance * np.float32(2 * hyper.match_weight / (distance.size * n_exits))
+            error = q[rows, action] - y[part]
+            size = np.abs(error)
+            td += float(np.where(size <= 1, 0.5 * error * error, size - 0.5).sum()) / n
+            d_out[rows, action] += np.clip(error, -1, 1) * np.float32(hyper.td_weight / (n * n_exits))
 
-        if k < n_exits - 1:
-            agrees = (q.argmax(1) == best).astype(np.float32)
-            confidence += float((np.maximum(logit, 0) - logit * agrees + np.log1p(np.exp(-np.abs(logit)))).mean())
-            sure = 1 / (1 + np.exp(-np.clip(logit, -30, 30)))
-            d_out[:, n_actions] = (sure - agrees) * np.float32(hyper.confidence_weight / (n * n_exits))
-        d_outputs[k] = d_out
+            if len(taught):
+                preferred, log_preferred = softmax(q[taught] / tau)
+                distill += float((wanted * (log_wanted - log_preferred)).sum()) / n_taught
+                distance = q[taught] - teacher
+                matched += float((distance * distance).sum()) / (n_taught * n_actions)
+                d_out[taught, :n_actions] += (preferred - wanted) * np.float32(
+                    hyper.distill_weight / (tau * n_taught * n_exits)
+                )
+                d_out[taught, :n_actions] += distance * np.float32(
+                    2 * hyper.match_weight / (n_taught * n_actions * n_exits)
+                )
 
-    backward(params, grads, tape, d_outputs)
+            if k < n_exits - 1:
+                agrees = (q.argmax(1) == best).astype(np.float32)
+                doubt = np.maximum(logit, 0) - logit * agrees + np.log1p(np.exp(-np.abs(logit)))
+                confidence += float(doubt.sum()) / n
+                sure = 1 / (1 + np.exp(-np.clip(logit, -30, 30)))
+                d_out[:, n_actions] = (sure - agrees) * np.float32(hyper.confidence_weight / (n * n_exits))
+        return d_outputs
+
+    accumulate(params, batch.obs, loss_gradient, grads, micro_batch=hyper.micro_batch, scratch=scratch)
     td, distill, matched, confidence = (loss / n_exits for loss in (td, distill, matched, confidence))
     total = (
         hyper.td_weight * td

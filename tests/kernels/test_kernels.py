@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgert import kernels
@@ -111,22 +111,72 @@ def test_maxpool_equals_twin(window, seed, special_frac):
     st.integers(0, 2**32 - 1),
     st.floats(-42, 15),
     st.integers(1, 10**6),
+    st.sampled_from([1.0, 0.37]),
 )
-def test_adam_equals_twin(n, seed, magnitude, first):
+def test_adam_equals_twin(n, seed, magnitude, first, scale):
     rng = np.random.default_rng(seed)
     # From subnormal squares to overflowing ones: where a flush to zero or a fused operation would show.
     grads = [(rng.standard_normal(n) * 10.0 ** (magnitude + rng.uniform(-5, 5))).astype(np.float32) for _ in range(3)]
     got = [normal(n, seed), np.zeros(n, np.float32), np.zeros(n, np.float32)]
     want = [a.copy() for a in got]
     for i, g in enumerate(grads):
-        kernels.adam(got[0], g, got[1], got[2], step=first + i, **SCALARS)
+        kernels.adam(got[0], g, got[1], got[2], step=first + i, scale=scale, **SCALARS)
         monkey = pytest.MonkeyPatch()
         with monkey.context() as patch:
             patch.setattr(kernels, "_native", None)
-            kernels.adam(want[0], g, want[1], want[2], step=first + i, **SCALARS)
+            kernels.adam(want[0], g, want[1], want[2], step=first + i, scale=scale, **SCALARS)
     for one, other in zip(got, want, strict=True):
         np.testing.assert_array_equal(one, other)
         assert np.array_equal(np.signbit(one), np.signbit(other)) or np.isnan(one).any()
+
+
+@st.composite
+def pooled_convs(draw):
+    """A convolution with pooling behind it: (x, weight, dy, argmax), (kernel, stride, padding)."""
+    (b, h, w, c), kernel, stride, padding = draw(windows())
+    n, seed = draw(st.integers(1, 20)), draw(st.integers(0, 2**32 - 1))
+    oh, ow = edges((b, h, w, c), kernel, stride, padding)
+    x, weight = normal((b, h, w, c), seed), normal((n, kernel * kernel * c), seed + 1)
+    sums = (kernels.im2col(x, kernel, stride, padding) @ weight.T).reshape(b, oh, ow, n)
+    y, argmax = kernels.maxpool(sums, draw(st.integers(1, min(oh, ow, 3))), draw(st.integers(1, 3)))
+    dy = normal(y.shape, seed + 2)
+    dy[np.random.default_rng(seed).random(dy.shape) < draw(st.sampled_from([0.0, 0.5, 1.0]))] = 0
+    return (x, weight, dy, argmax), (kernel, stride, padding)
+
+
+@needs_native
+@settings(max_examples=80, deadline=None)
+@given(pooled_convs())
+def test_pooled_conv_backward_equals_twin(case):
+    (x, weight, dy, argmax), window = case
+    dw, dx = kernels.pooled_conv_backward(x, weight, dy, argmax, *window)
+    want_dw, want_dx = np.full_like(dw, np.nan), np.full_like(dx, np.nan)
+    places = edges(x.shape, *window)
+    assert _twin.pooled_conv_backward(want_dw, want_dx, x, weight, dy, argmax, *window, *places)
+    same_bits(dw, want_dw)
+    same_bits(dx, want_dx)
+
+
+@needs_native
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 9), st.integers(1, 70), st.integers(0, 2**32 - 1), st.booleans())
+def test_add_bias_and_relu_backward_equal_twin(rows, n, seed, relu):
+    rng = np.random.default_rng(seed)
+    special = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0], np.float32)
+    y, bias, dy = normal((rows, n), seed), normal(n, seed + 1), normal((rows, n), seed + 2)
+    for array in (y, bias, dy):
+        chosen = rng.random(array.shape) < 0.3
+        array[chosen] = rng.choice(special, int(chosen.sum()))
+    want, want_dy = y.copy(), dy.copy()
+    with np.errstate(invalid="ignore"):
+        _twin.add_bias(want, bias, relu)
+        _twin.relu_backward(want_dy, want)
+    kernels.add_bias(y, bias, relu=relu)
+    kernels.relu_backward(dy, y)
+    np.testing.assert_array_equal(y, want)  # which NaN a sum of two is, nobody promises
+    assert (np.signbit(y) == np.signbit(want))[~np.isnan(want)].all()
+    np.testing.assert_array_equal(dy, want_dy)
+    assert (np.signbit(dy) == np.signbit(want_dy))[~np.isnan(want_dy)].all()
 
 
 # Either half against mathematics; both halves run where both exist
@@ -157,6 +207,12 @@ def test_results_are_written_into_out():
     assert kernels.im2col(x, 3, 1, 0, cols) is cols
     image = np.full(x.shape, np.nan, np.float32)
     assert kernels.col2im(cols, x.shape, 3, 1, 0, image) is image
+    y, argmax = np.full((2, 2, 2, 3), np.nan, np.float32), np.full((2, 2, 2, 3), -1, np.int32)
+    found = kernels.maxpool(x, 2, 2, y, argmax)
+    assert found[0] is y and found[1] is argmax
+    back = np.full(x.shape, np.nan, np.float32)
+    assert kernels.maxpool_backward(y, argmax, x.shape, back) is back
+    assert np.isclose(back.sum(), y.sum(), rtol=1e-4)
     covers = kernels.col2im(np.ones_like(cols), x.shape, 3, 1, 0)
     np.testing.assert_allclose(image, x * covers, rtol=1e-6)
 
@@ -199,6 +255,28 @@ def test_maxpool_backward_sums_shared_maxima():
     y, argmax = kernels.maxpool(x, 2, 1)
     dx = kernels.maxpool_backward(np.ones_like(y), argmax, x.shape)
     np.testing.assert_array_equal(dx, 4 * x)
+
+
+@pytest.mark.usefixtures("half")
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(pooled_convs())
+def test_pooled_conv_backward_is_the_product_with_the_scattered_gradient(case):
+    (x, weight, dy, argmax), window = case
+    dw, dx = kernels.pooled_conv_backward(x, weight, dy, argmax, *window)
+    n = len(weight)
+    rows = kernels.maxpool_backward(dy, argmax, (len(x), *edges(x.shape, *window), n)).reshape(-1, n)
+    np.testing.assert_allclose(dw, rows.T @ kernels.im2col(x, *window), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(dx, kernels.col2im(rows @ weight, x.shape, *window), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("half")
+def test_adam_scales_the_gradient():
+    g = normal(50)
+    one, other = ([normal(50, 1), np.zeros(50, np.float32), np.zeros(50, np.float32)] for _ in range(2))
+    kernels.adam(one[0], g, *one[1:], step=1, scale=0.25, **SCALARS)
+    kernels.adam(other[0], g * np.float32(0.25), *other[1:], step=1, **SCALARS)
+    for got, want in zip(one, other, strict=True):
+        same_bits(got, want)
 
 
 @pytest.mark.usefixtures("half")
@@ -368,6 +446,22 @@ def test_maxpool_refuses_an_image_that_int32_cannot_index():
         kernels.maxpool_backward(IMAGE, IMAGE.astype(np.int32), (2, 2**16, 2**15, 1))
 
 
+@pytest.mark.usefixtures("half")
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"y": np.zeros((2, 2, 2, 3), np.float32)}, "y has shape"),
+        ({"argmax": np.zeros((2, 3, 3, 3), np.int64)}, "argmax has dtype"),
+        ({"y": readonly(np.zeros((2, 3, 3, 3), np.float32))}, "y is read-only"),
+        ({"y": SHARED[:54].reshape(2, 3, 3, 3), "x": SHARED[:216].reshape(IMAGE.shape)}, "x and y share"),
+    ],
+)
+def test_maxpool_checks_where_it_writes(change, words):
+    call = {"x": IMAGE, "kernel": 2, "stride": 2, **change}
+    with pytest.raises(UsageError, match=words):
+        kernels.maxpool(**call)
+
+
 DY = np.zeros((2, 3, 3, 3), np.float32)
 ARGMAX = np.zeros((2, 3, 3, 3), np.int32)
 
@@ -430,6 +524,7 @@ def test_maxpool_backward_refuses(dy, argmax, shape, words):
         ({"beta2": 1.0}, "beta2 is 1.0"),
         ({"eps": 0.0}, "eps is 0.0"),
         ({"eps": None}, "eps is None"),
+        ({"scale": -1.0}, "scale is -1.0"),
     ],
 )
 def test_adam_refuses_and_changes_nothing(change, words):

@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from edgert.errors import UsageError
+from edgert.learn import backprop
 from edgert.learn.dqn import Batch, Hyper, gradients, td_targets
-from edgert.nets import Conv, Dense, MaxPool, NetSpec, Params, Relu, initialise, stages, weighted
+from edgert.nets import Conv, Dense, MaxPool, NetSpec, Params, Relu, Tape, forward, initialise, stages, weighted
+from tools.bench.train import NETS
 
 torch = pytest.importorskip("torch", reason="torch is the gradients' oracle")
 
@@ -23,7 +26,16 @@ SPECS = {
         heads=((MaxPool(2, 2), Dense(12), Relu()), (Dense(9), Relu())),
         input_scale=1 / 255,
     ),
+    "any-order": NetSpec(
+        (9, 9, 2), 3,
+        trunk=((Conv(4, 3),), (Relu(), Conv(5, 3), MaxPool(2, 2), Relu(), MaxPool(2, 1), Dense(8), Relu(), Relu())),
+        heads=((MaxPool(3, 2), Relu(), Dense(6), Relu()), (Dense(4),)),
+    ),
 }  # fmt: skip
+
+
+FULL_SIZE_SEEDS = {"minatar": 0, "nature": 0, "drone": 0}
+"""Seeds for which no two numbers of a pooling window are so near that float32 orders them otherwise than float64."""
 
 
 def random_batch(spec: NetSpec, n: int, seed: int) -> Batch:
@@ -97,17 +109,14 @@ def oracle_loss(params: Params, y, batch: Batch, hyper: Hyper, dtype):
     return float(loss.detach()), flat.grad.numpy()
 
 
-@pytest.mark.parametrize("name", SPECS)
-@pytest.mark.parametrize("seed", range(3))
-def test_gradients_match_autograd(name: str, seed: int) -> None:
-    spec = SPECS[name]
+def assert_as_autograd(spec: NetSpec, n: int, seed: int, micro_batch: int | None) -> None:
     rng = np.random.default_rng(seed)
     params, target = initialise(spec, rng), initialise(spec, rng)
     for network in (params, target):  # biases are drawn too: zeros would hide a wrong bias gradient
         network.flat += rng.normal(scale=0.05, size=network.flat.shape).astype(np.float32)
     batch, hyper = (
-        random_batch(spec, 32, seed),
-        Hyper(td_weight=0.7, distill_weight=0.9, match_weight=1.3, confidence_weight=0.6),
+        random_batch(spec, n, seed),
+        Hyper(td_weight=0.7, distill_weight=0.9, match_weight=1.3, confidence_weight=0.6, micro_batch=micro_batch),
     )
     grads = Params(spec)
     losses = gradients(params, target, batch, hyper, grads)
@@ -117,6 +126,86 @@ def test_gradients_match_autograd(name: str, seed: int) -> None:
     for view, grad in grads.views.items():
         scale = np.abs(reference.views[view]).max()
         assert np.abs(grad - reference.views[view]).max() <= 1e-5 * max(scale, 1e-6), view
+
+
+@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("micro_batch", [None, 5])
+def test_gradients_match_autograd(name: str, seed: int, micro_batch: int | None) -> None:
+    assert_as_autograd(SPECS[name], 32, seed, micro_batch)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_gradients_of_networks_of_full_size_match_autograd(name: str) -> None:
+    assert_as_autograd(NETS[name], 6, FULL_SIZE_SEEDS[name], None)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3, 32])
+def test_the_micro_batch_changes_nothing_but_rounding(micro_batch: int) -> None:
+    spec = SPECS["strides-padding-hidden-heads"]
+    params, target = (initialise(spec, np.random.default_rng(seed)) for seed in (0, 1))
+    batch, whole, parted = random_batch(spec, 32, 0), Params(spec), Params(spec)
+    parted.flat[:] = np.nan
+    wanted = gradients(params, target, batch, Hyper(match_weight=0.3), whole)
+    found = gradients(params, target, batch, Hyper(match_weight=0.3, micro_batch=micro_batch), parted)
+    assert found == pytest.approx(wanted, rel=1e-5)
+    np.testing.assert_allclose(parted.flat, whole.flat, rtol=0, atol=1e-5 * np.abs(whole.flat).max())
+
+
+def test_any_loss_is_accumulated_over_parts_in_order() -> None:
+    spec, obs = SPECS["student"], random_batch(SPECS["student"], 10, 0).obs
+    params = initialise(spec, np.random.default_rng(0))
+    seen: list[slice] = []
+
+    def first_output(outputs, part):
+        seen.append(part)
+        return {k: np.eye(1, out.shape[1], dtype=np.float32).repeat(len(out), 0) for k, out in outputs.items()}
+
+    grads = Params(spec)
+    backprop.accumulate(params, obs, first_output, grads, micro_batch=4)
+    assert [i for part in seen for i in range(part.start, part.stop)] == list(range(10)) and len(seen) == 3
+    # The last bias moves its output by itself: the derivative of the sum over the batch is its size.
+    assert grads.views["h2.out.b"].tolist() == [10, 0, 0, 0]
+    step = np.float32(1e-2)
+    params.views["h0.out.w"][:, 0] += step
+    after = forward(params, obs)[0][:, 0].sum(dtype=np.float64)
+    params.views["h0.out.w"][:, 0] -= step
+    before = forward(params, obs)[0][:, 0].sum(dtype=np.float64)
+    assert (after - before) / step == pytest.approx(grads.views["h0.out.w"][:, 0].sum(), rel=1e-3)
+
+
+@pytest.mark.parametrize("shaping", [None, (4, 3, 3), (3, 3, 4)])
+def test_only_shaping_columns_form_the_features(shaping: tuple[int, ...] | None) -> None:
+    spec, obs = SPECS["student"], random_batch(SPECS["student"], 4, 0).obs
+    params, grads, tape = initialise(spec, np.random.default_rng(0)), Params(spec), Tape()
+    outputs = forward(params, obs, tape=tape)
+    d_outputs = {k: np.zeros_like(out) for k, out in outputs.items()}
+    for d_out in d_outputs.values():
+        d_out[:, -1] = 1
+    backprop.backward(params, grads, tape, d_outputs, shaping=shaping)
+    assert grads.views["h0.out.w"][:, -1].any()
+    assert grads.views["t0.0.w"].any() == (shaping is not None)
+    assert grads.views["t2.0.w"].any() == (shaping == (3, 3, 4))
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_batch_of_any_size_goes_in_parts_of_bounded_memory(name: str) -> None:
+    spec = NETS[name]
+    of_one = backprop.tape_bytes(spec)
+    obs = random_batch(spec, 2, 0).obs
+    tape = Tape()
+    forward(initialise(spec, np.random.default_rng(0)), obs, tape=tape)
+    held = sum(saved.y.nbytes + (0 if saved.argmax is None else saved.argmax.nbytes) for saved in tape.saved.values())
+    assert held <= 2 * of_one
+    for part in backprop.parts(spec, 4096, None):
+        assert (part.stop - part.start) * of_one <= backprop.TAPE_BYTES
+    assert len(backprop.parts(spec, 32, None)) == 1
+
+
+def test_observations_of_another_network_are_refused() -> None:
+    params = initialise(SPECS["student"], np.random.default_rng(0))
+    with pytest.raises(UsageError, match="observations"):
+        backprop.accumulate(params, np.zeros((2, 9, 9, 4), np.uint8), lambda outputs, _: outputs, Params(params.spec))
 
 
 def test_a_batch_without_a_teacher_has_no_teacher_loss() -> None:

@@ -8,6 +8,9 @@ import sys
 BENCHMARKS = {
     "learning": "what 20 minutes on the device make of a student, with a teacher and without",
     "exits": "how much time early exits save, and cost the deepest one",
+    "teacher": "how fast one replica of a teacher answers, by itself and through a broker",
+    "rlink": "how much faster, and on how few bytes, a student learns from a teacher behind a bad link",
+    "train": "what a training step costs on one core, against PyTorch",
     "rapidrl": "what early exits save and lose on Atari, a drone and MinAtar, against everything comparable",
 }
 
