@@ -14,7 +14,7 @@ import hashlib
 import json
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from itertools import pairwise
 from typing import Annotated, Any, Literal, NamedTuple
@@ -55,6 +55,7 @@ Size = Annotated[int, Meta(ge=1, le=65_536)]
 Repeat = Annotated[int, Meta(ge=1, le=REPEAT_MAX)]
 Seconds = Annotated[float, Meta(ge=0)]
 Precision = Literal["int8", "fp32"]
+NetKind = Literal["q", "policy"]
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -244,6 +245,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         control_rate_hz: decisions a second it was trained for.
         gamma: discount per decision.
         net: a `nets.NetSpec` as plain data.
+        kind: what its heads say. `q`: an action's value each. `policy`: an action's logit each, and in the last head's
+            last column, which is nobody's confidence, the state's value.
         thresholds: confidence 0..1 from which on an exit is believed; one for every exit but the last.
         repeat, hold_threshold: with the thresholds, the setting of the exits; see `values.Operating`.
         exits: one entry an exit, shallow to deep.
@@ -267,6 +270,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     control_rate_hz: Annotated[float, Meta(gt=0)]
     gamma: Share
     net: dict[str, Any]
+    kind: NetKind = "q"
     thresholds: tuple[Share, ...]
     repeat: Repeat = 1
     hold_threshold: Share = 1.0
@@ -335,6 +339,24 @@ def schema_hash(manifest: Manifest) -> str:
     """
     schema = msgspec.to_builtins({"observation": manifest.observation, "action": manifest.action})
     return hashlib.sha256(json.dumps(schema, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def action_set(names: Sequence[str]) -> str:
+    """A short name for what the actions of a policy do, for messages.
+
+    Args:
+        names: of the actions, in order, as in `Action.names`.
+
+    Returns:
+        8 hex digits, equal where the names and their order are; empty where nobody named the actions.
+
+    Raises:
+        UsageError: never.
+    Source:
+        ours: 32 bits of SHA-256 over canonical JSON tell a mistake from a fit, at 8 bytes a question.
+    """
+    said = json.dumps(list(names), separators=(",", ":"))
+    return hashlib.sha256(said.encode()).hexdigest()[:8] if names else ""
 
 
 def _check(manifest: Manifest) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from edgert.values import Readings, Role, Swap, Told
+from edgert.values import Answer, Ask, Budget, Note, Readings, Role, Told, TrainOrder
 
 
 class Sensed(msgspec.Struct, frozen=True):
@@ -40,6 +40,25 @@ class Heard(msgspec.Struct, frozen=True):
 
     role: Role
     told: Told
+
+
+class TrainOrdered(msgspec.Struct, frozen=True):
+    """A person said what is to become of the training."""
+
+    order: TrainOrder
+
+
+class AskersHere(msgspec.Struct, frozen=True):
+    """Which programs of the user's may ask teachers: all that are connected, by number."""
+
+    numbers: tuple[int, ...]
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """Such a program asked something."""
+
+    number: int
+    ask: Ask
 
 
 class LinkUp(msgspec.Struct, frozen=True):
@@ -78,7 +97,22 @@ class Tick(msgspec.Struct, frozen=True):
     """Nothing but time."""
 
 
-Input = Sensed | Spawned | Exited | Connected | Heard | LinkUp | LinkDown | Received | Stored | Refused | Tick
+Input = (
+    Sensed
+    | Spawned
+    | Exited
+    | Connected
+    | Heard
+    | TrainOrdered
+    | AskersHere
+    | Asked
+    | LinkUp
+    | LinkDown
+    | Received
+    | Stored
+    | Refused
+    | Tick
+)
 
 
 class Publish(msgspec.Struct, frozen=True):
@@ -133,10 +167,23 @@ class Tell(msgspec.Struct, frozen=True):
     told: Told
 
 
+class TellAsker(msgspec.Struct, frozen=True):
+    """Tell a program of the user's something; lost when it is not there."""
+
+    number: int
+    told: Answer | Budget
+
+
 class Commit(msgspec.Struct, frozen=True):
     """Note durably which network acts, so that a restarted actor begins with it."""
 
-    swap: Swap
+    note: Note
+
+
+class Pause(msgspec.Struct, frozen=True):
+    """Note durably that training is paused, or that it no longer is."""
+
+    paused: bool
 
 
 class Notify(msgspec.Struct, frozen=True):
@@ -147,4 +194,4 @@ class Notify(msgspec.Struct, frozen=True):
     status: str
 
 
-Effect = Publish | SendEvents | ForgetEvents | Record | Start | Kill | Tell | Commit | Notify
+Effect = Publish | SendEvents | ForgetEvents | Record | Start | Kill | Tell | TellAsker | Commit | Pause | Notify

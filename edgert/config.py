@@ -88,7 +88,9 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
         runtime: What runs it; auto: what `edgert policy bench` found, or the first of onnx, litert, tflite, numpy.
         thresholds: Confidence from which each exit but the last is believed; unset means the bundle's own.
         deadline_s: Seconds from observation in hand to action chosen; 0 means 0.8 of the control period.
-        explore_frac: Share of decisions replaced by a random action, so that training sees something new.
+        explore_frac: Share of decisions replaced by a random one, for training; of no use with bundles of kind policy.
+        explore_from_frac: The same at the beginning, for a network that has learned nothing yet.
+        explore_transitions: Transitions over which it falls to explore_frac; 0 means it begins there.
     """
 
     bundle: Text
@@ -96,6 +98,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     thresholds: tuple[Share, ...] | None = None
     deadline_s: Annotated[float, Meta(ge=0, le=60)] = 0.0
     explore_frac: Share = 0.0
+    explore_from_frac: Share = 1.0
+    explore_transitions: Annotated[int, Meta(ge=0, le=1_000_000_000)] = 0
 
 
 class Plant(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,12 +110,14 @@ class Plant(msgspec.Struct, frozen=True, kw_only=True):
         env: gymnasium id, when simulated.
         seed: Seed of the simulated environment.
         socket: Unix socket on which decisions are asked for; empty means policy.sock in run_dir.
+        lockstep_hz: For benchmarks: most decisions a second, never ahead of training; 0 means by the clock.
     """
 
     kind: Literal["socket", "simulated"] = "socket"
     env: Text | None = None
     seed: Annotated[int, Meta(ge=0, le=0x7FFFFFFF)] = 0
     socket: str = ""
+    lockstep_hz: Annotated[float, Meta(ge=0, le=1_000_000)] = 0.0
 
 
 class Learn(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,11 +130,20 @@ class Learn(msgspec.Struct, frozen=True, kw_only=True):
         train_steps_hz: Gradient steps a second while nothing is scarce; [govern] lowers it.
         learning_rate: Step size of Adam.
         gamma: Discount of the next step's value.
-        distill_weight: Weight of imitating the teacher in the loss.
-        td_weight: Weight of the temporal difference in the loss.
+        distill_weight: Weight of imitating a fully trusted teacher in the loss; less with less trust.
+        td_weight: Weight of the temporal difference in the loss beside a fully trusted teacher; 1 without one.
         checkpoint_s: Seconds between two checkpoints, about 1 MB each; a power cut costs that much training.
         candidate_s: Seconds between two networks offered for acting.
         min_transitions: Transitions to gather before the first step.
+        distill_transitions: Transitions over which that imitation fades to nothing; 0 means that trust alone decides.
+        steps_per_transition: Most gradient steps that a new transition pays for; what is old teaches no more.
+        target_every: Gradient steps between two copies of the network into its target.
+        candidate_transitions: Transitions between two networks offered, instead of seconds; 0 means candidate_s.
+        gated: The gate judges what is offered; false lets everything sound act, for comparison.
+        rollout_transitions: Bundles of kind policy learn by PPO: transitions to a rollout, and to a network offered.
+        epochs: Times that PPO goes through a rollout, as long as the policy stays near.
+        gae_decay: Decay of PPO's advantages, its lambda; 1 believes only what happened, 0 only the value.
+        entropy_weight: Weight of the entropy, which PPO seeks, in its loss.
     """
 
     enabled: bool = True
@@ -142,6 +157,15 @@ class Learn(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint_s: Interval = 300.0
     candidate_s: Interval = 30.0
     min_transitions: Annotated[int, Meta(ge=1, le=10_000_000)] = 500
+    distill_transitions: Annotated[int, Meta(ge=0, le=1_000_000_000)] = 0
+    steps_per_transition: Annotated[float, Meta(gt=0, le=1000)] = 4.0
+    target_every: Annotated[int, Meta(ge=1, le=10_000_000)] = 1000
+    candidate_transitions: Annotated[int, Meta(ge=0, le=10_000_000)] = 0
+    gated: bool = True
+    rollout_transitions: Annotated[int, Meta(ge=64, le=1_000_000)] = 1024
+    epochs: Annotated[int, Meta(ge=1, le=100)] = 4
+    gae_decay: Share = 0.95
+    entropy_weight: Weight = 0.01
 
 
 class Teacher(msgspec.Struct, frozen=True, kw_only=True):
@@ -153,6 +177,8 @@ class Teacher(msgspec.Struct, frozen=True, kw_only=True):
         batch: Observations in one question.
         max_bytes_per_s: Bytes a second, both ways, while nothing is scarce; [govern] lowers it.
         timeout_s: Seconds after which a question without an answer is given up.
+        cache_bytes: Most bytes of answers kept on disk, so that a restart asks for nothing again.
+        weighing: How far a teacher is followed: as measured on what happens, by returns alone, or always in full.
     """
 
     enabled: bool = True
@@ -160,6 +186,8 @@ class Teacher(msgspec.Struct, frozen=True, kw_only=True):
     batch: Annotated[int, Meta(ge=1, le=1024)] = 32
     max_bytes_per_s: Annotated[float, Meta(gt=0, le=1_000_000_000)] = 4000.0
     timeout_s: Interval = 10.0
+    cache_bytes: Annotated[int, Meta(ge=4096, le=1 << 40)] = 4 << 20
+    weighing: Literal["measured", "return", "full"] = "measured"
 
 
 class Govern(msgspec.Struct, frozen=True, kw_only=True):
@@ -433,7 +461,7 @@ def _relations(sections: dict[str, dict[str, Any]], faults: list[str]) -> None:
         faults.append("govern.battery_hysteresis_frac: with battery_low_frac above 1; the limit could never be lifted")
     if govern["stale_s"] <= govern["period_s"]:
         faults.append(f"govern.stale_s: is {govern['stale_s']}; must exceed govern.period_s ({govern['period_s']})")
-    _fits_socket("device.run_dir", device["run_dir"].rstrip("/") + "/control.sock", faults)
+    _fits_socket("device.run_dir", device["run_dir"].rstrip("/") + "/knowledge.sock", faults)
     if plant["socket"]:
         if not plant["socket"].startswith("/"):
             faults.append(f"plant.socket: is {_shown(plant['socket'])}; must be an absolute path")

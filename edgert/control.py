@@ -16,17 +16,18 @@ from edgert import bus, wire
 from edgert.config import Config
 from edgert.errors import MessageError
 from edgert.fleet import command, session
+from edgert.govern import askers, trial
 from edgert.govern.budget import BUSY_OPS_FRAC, allot
 from edgert.govern.estimate import Estimate, update
 from edgert.values import (
     EXITS_ORDER_ENDED,
     ActorReport,
-    Answer,
     Ask,
     Budget,
     Candidate,
     ExitsSet,
     Happened,
+    Note,
     Readings,
     Role,
     SetExits,
@@ -34,6 +35,7 @@ from edgert.values import (
     Swapped,
     Told,
     TrainerReport,
+    TrainOrder,
 )
 
 HANG_S = 5.0  # without a report a connected actor is hung: it reports from its own loop, once a second
@@ -42,11 +44,9 @@ START_PATIENCE_S = 20.0  # without a hello a child is hung; importing a runtime 
 RESTART_BASE_S, RESTART_CAP_S, STABLE_S = 0.5, 10.0, 60.0
 """The first restart is immediate; from the second on the delay doubles; a child that lived STABLE_S is forgiven."""
 REPLY_EXPIRY_S = 30
-SWAP_DEATHS_MAX = 3
-"""An actor that dies so often on end gets no more chance to take over the network that waits for it."""
+PAUSED = "paused"
 OFFERED_MAX = 64
 """Orders that may wait for the answer of the actor, which answers within a tick: more are a flood, or it is gone."""
-ANSWER_EXPIRY_S = 30  # an answer later than that teaches about a policy long gone
 
 
 class Child(msgspec.Struct, frozen=True):
@@ -89,10 +89,12 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
         link_up, link_reason, link_ups: the session stands, why it does not, how many there were.
         actor, actor_at_s, trainer, trainer_at_s: the last reports, and when (or when the child said hello).
         acting_frac: share of one core that the actor used between its last two reports; 1 before.
-        pending, acting: the swap the actor was told to make, and the one it made (None: the installed bundle).
+        networks: which one acts, on what trial, and which never will again.
         last_swap: outcome of the newest.
+        paused: training is, by a person's word.
         order, offered: about the exits: the one the actor obeys, and newer ones it has not answered yet. Kept in
             memory only: a supervisor that starts anew knows none, and an actor that outlived it goes on obeying.
+        askers: who asks teachers, and what each has spent of the budget for it.
         ready: systemd was told so.
         counters: name -> total.
     """
@@ -114,11 +116,12 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
     trainer: TrainerReport | None = None
     trainer_at_s: float | None = None
     acting_frac: float = 1.0
-    pending: Swap | None = None
-    acting: Swap | None = None
+    networks: trial.Networks = trial.Networks(installed=Swap(0, "", ""))
     last_swap: Swapped | None = None
+    paused: bool = False
     order: Order | None = None
     offered: tuple[Order, ...] = ()
+    askers: askers.Askers = askers.Askers()
     ready: bool = False
     counters: dict[str, int] = {}
 
@@ -128,12 +131,13 @@ def open_world(
     *,
     task: str,
     n_exits: int,
-    acting: Swap | None,
+    note: Note | None,
     stream: str,
     first: int,
     last: int,
     now_s: float,
     adopted: Mapping[Role, int] | None = None,
+    paused: bool = False,
 ) -> World:
     """The world as a supervisor finds it.
 
@@ -141,12 +145,13 @@ def open_world(
         config: checked.
         task: of the policy.
         n_exits: of the policy.
-        acting: the network that a predecessor committed, or None.
+        note: which network acts, as a predecessor committed it, or None.
         stream: identity of the event spool.
         first: lowest event it holds.
         last: newest event it ever gave.
         now_s: monotonic seconds.
         adopted: pids of children that outlived a predecessor.
+        paused: a person paused the training.
 
     Returns:
         The first step starts what should run and does not.
@@ -168,7 +173,8 @@ def open_world(
         children={role: Child(pid=(adopted or {}).get(role), since_s=now_s) for role in roles},
         outbox=session.open_outbox(stream, first, last),
         started_s=now_s,
-        acting=acting,
+        networks=trial.open_networks(note, config.policy.bundle, now_s),
+        paused=paused,
     )
 
 
@@ -219,6 +225,14 @@ def step(world: World, event: bus.Input, now_s: float) -> tuple[World, list[bus.
             world = _exited(world, event, now_s, effects)
         case bus.Heard(role, told):
             world = _heard(world, role, told, now_s, effects)
+        case bus.TrainOrdered(order):
+            world = _train_ordered(world, order, now_s, effects)
+        case bus.AskersHere(numbers):
+            total = _teacher_bytes_per_s(world)
+            world = replace(world, askers=askers.here(world.askers, numbers, total_bytes_per_s=total, now_s=now_s))
+            _tell_budget(world, now_s, effects)
+        case bus.Asked():
+            world = _asked(world, event, now_s, effects)
         case bus.LinkUp():
             world = replace(world, link_up=True, link_reason="", link_ups=world.link_ups + 1)
             world = _outbox(_allot(world, now_s, effects), session.Up(), now_s, effects)
@@ -266,10 +280,47 @@ def _allot(world: World, now_s: float, effects: list[bus.Effect]) -> World:
         has_frontier=world.actor is not None and world.actor.has_frontier,
         acting_frac=_unlimited(world),
     )
+    if world.paused:
+        why = {**budget.why, "train_steps_hz": PAUSED, "teacher_bytes_per_s": PAUSED}
+        budget = msgspec.structs.replace(budget, train_steps_hz=0.0, teacher_bytes_per_s=0.0, why=why)
     if world.budget is not None and budget.why != world.budget.why:
         effects.append(bus.Record("budget-changed", dict(budget.why)))
-    effects += [bus.Tell("actor", budget), bus.Tell("trainer", budget)]
-    return msgspec.structs.replace(world, estimate=estimate, budget=budget)
+    world = msgspec.structs.replace(world, estimate=estimate, budget=budget)
+    _tell_budget(world, now_s, effects)
+    return world
+
+
+def _tell_budget(world: World, now_s: float, effects: list[bus.Effect]) -> None:
+    if world.budget is not None:
+        effects += [bus.Tell("actor", world.budget), *askers.budgets(world.askers, world.budget, now_s)]
+
+
+def _teacher_bytes_per_s(world: World) -> float:
+    return 0.0 if world.budget is None or not world.link_up else world.budget.teacher_bytes_per_s
+
+
+def _asked(world: World, event: bus.Asked, now_s: float, effects: list[bus.Effect]) -> World:
+    device, total = world.config.device, _teacher_bytes_per_s(world)
+    kept, effect = askers.ask(
+        world.askers, event, fleet=device.fleet, device=device.id, total_bytes_per_s=total, now_s=now_s
+    )
+    effects.append(effect)
+    world = msgspec.structs.replace(world, askers=kept)
+    if isinstance(effect, bus.TellAsker):
+        return _count(world, "asks-over-share")
+    return _count(_count(world, "asks"), "ask-bytes", len(event.ask.payload))
+
+
+def _train_ordered(world: World, order: TrainOrder, now_s: float, effects: list[bus.Effect]) -> World:
+    """A person's word about the training; what is so already is said again, in case a note was lost."""
+    if order.verb == "now":
+        effects.append(bus.Tell("trainer", order))
+        return world
+    paused = order.verb == "pause"
+    if paused != world.paused:
+        effects.append(bus.Record("training-paused" if paused else "training-resumed", {}))
+    effects.append(bus.Pause(paused))
+    return _allot(msgspec.structs.replace(world, paused=paused), now_s, effects)
 
 
 OutboxEvent = session.Up | session.Down | session.Stored | session.Refused | session.Acked | session.Tick
@@ -299,14 +350,15 @@ def _connected(world: World, role: Role, pid: int, now_s: float, effects: list[b
     if role not in world.children:
         return world
     world = _set_child(world, role, pid=pid, connected=True, since_s=now_s)
-    if world.budget is not None and role in ("actor", "trainer"):
-        effects.append(bus.Tell(role, world.budget))
+    if role in ("actor", "trainer"):
+        _tell_budget(world, now_s, effects)
     if role == "trainer":
+        effects.append(bus.Tell("trainer", trial.standing(world.networks)))
         world = msgspec.structs.replace(world, trainer_at_s=now_s)
     if role == "actor":
         world = msgspec.structs.replace(world, actor_at_s=now_s)
-        if world.pending is not None:
-            effects.append(bus.Tell("actor", world.pending))
+        if world.networks.pending is not None:
+            effects.append(bus.Tell("actor", world.networks.pending))
         world = msgspec.structs.replace(world, offered=_unexpired(world.offered, now_s))
         former = () if world.order is None else (world.order,)
         for order in (*_unexpired(former, now_s), *world.offered):
@@ -323,10 +375,14 @@ def _exited(world: World, event: bus.Exited, now_s: float, effects: list[bus.Eff
     failures = 1 if now_s - child.since_s >= STABLE_S else child.failures + 1
     delay_s = 0.0 if failures == 1 else min(RESTART_CAP_S, RESTART_BASE_S * 2.0 ** min(failures - 2, 16))
     effects.append(bus.Record("child-exited", {"role": role, "code": code, "restart_in_s": delay_s}))
-    if role == "actor" and world.pending is not None and failures >= SWAP_DEATHS_MAX:
+    pending = world.networks.pending
+    if role == "actor":
         # A network can bring a runtime down, and the process with it, before any check of it can speak.
-        why = f"the actor died {failures} times on end, lately while this network was offered to it"
-        world = _swapped(world, Swapped(world.pending.generation, False, why, 0, 0, 0.0), effects)
+        if pending is not None and failures >= trial.DEATHS_MAX:
+            why = f"the actor died {failures} times on end, lately while this network was offered to it"
+            world = _swapped(world, Swapped(pending.generation, False, why, 0, 0, 0.0), now_s, effects)
+        else:
+            world = _networks(world, trial.died(world.networks, failures, now_s, effects))
     return _set_child(
         _count(world, f"{role}-exits"),
         role,
@@ -350,6 +406,8 @@ def _heard(world: World, role: Role, told: Told, now_s: float, effects: list[bus
                 world = replace(world, acting_frac=min(1.0, max(0.0, used_frac)))
             # Of a socket nobody need ask; there the report itself shows that the loop turns.
             on_demand = world.config.plant.kind == "socket"
+            max_exit = None if world.budget is None else world.budget.max_exit
+            world = _networks(world, trial.heard(world.networks, previous, told, max_exit, now_s, effects))
             ready = world.ready or (told.acting and (on_demand or told.first_action_s is not None))
             progressed = on_demand or previous is None or previous.pid != told.pid or told.ticks > previous.ticks
             effects.append(bus.Notify(ready and not world.ready, progressed, _status_line(world)))
@@ -359,17 +417,9 @@ def _heard(world: World, role: Role, told: Told, now_s: float, effects: list[bus
         case Ask(ask_id, payload):
             if not world.link_up:
                 return _count(world, "asks-offline")
-            fleet, device = world.config.device.fleet, world.config.device.id
-            effects.append(
-                bus.Publish(
-                    str(wire.Topic(fleet, device, "know", "ask", world.task)),
-                    payload,
-                    qos=1,
-                    expiry_s=ANSWER_EXPIRY_S,
-                    correlation=ask_id.to_bytes(8, "big"),
-                    response_topic=str(wire.Topic(fleet, device, "know", "answer", world.task)),
-                )
-            )
+            device = world.config.device
+            effects.append(askers.publish(device.fleet, device.id, world.task, payload, ask_id.to_bytes(8, "big")))
+            world = replace(world, askers=askers.asked(world.askers, askers.TRAINER, now_s))
             return _count(_count(world, "asks"), "ask-bytes", len(payload))
         case Candidate():
             if not told.path:
@@ -381,10 +431,10 @@ def _heard(world: World, role: Role, told: Told, now_s: float, effects: list[bus
                 bus.Record("network-accepted", {"generation": told.generation, **told.checks, **told.detail})
             )
             swap = Swap(told.generation, told.path, told.sha256)
-            effects.append(bus.Tell("actor", swap))
-            return replace(_count(world, "networks-accepted"), pending=swap)
+            world = _networks(world, trial.offered(world.networks, swap, now_s, effects))
+            return _count(world, "networks-accepted")
         case Swapped():
-            return _swapped(world, told, effects)
+            return _swapped(world, told, now_s, effects)
         case ExitsSet():
             return _exits_set(world, told, effects)
         case Happened(name, detail):
@@ -396,19 +446,19 @@ def _heard(world: World, role: Role, told: Told, now_s: float, effects: list[bus
             return _count(world, f"nonsense-from-{role}")
 
 
-def _swapped(world: World, told: Swapped, effects: list[bus.Effect]) -> World:
-    replace = msgspec.structs.replace
-    detail: dict[str, object] = msgspec.structs.asdict(told)
-    effects.append(bus.Record("swapped" if told.ok else "swap-refused", detail))
-    if not told.ok and world.acting is not None and told.generation == world.acting.generation:
-        world = replace(world, acting=None)  # a starting actor could not take it up again: the installed one acts
-    pending, world = world.pending, replace(_count(world, "swaps" if told.ok else "swaps-refused"), last_swap=told)
-    if pending is None or pending.generation != told.generation:
-        return world
-    if told.ok:
-        effects.append(bus.Commit(pending))
-        world = replace(world, acting=pending)
-    return replace(world, pending=None)
+def _networks(world: World, networks: trial.Networks) -> World:
+    """Take over what the trial decided; networks that no gate judged stand no trial either."""
+    if not world.config.learn.gated:
+        networks = msgspec.structs.replace(networks, best=None, line=())
+    if networks.refused != world.networks.refused:
+        world = _count(world, "networks-rolled-back")
+    return msgspec.structs.replace(world, networks=networks)
+
+
+def _swapped(world: World, told: Swapped, now_s: float, effects: list[bus.Effect]) -> World:
+    effects.append(bus.Record("swapped" if told.ok else "swap-refused", dict(msgspec.structs.asdict(told))))
+    world = _networks(world, trial.swapped(world.networks, told, now_s, effects))
+    return msgspec.structs.replace(_count(world, "swaps" if told.ok else "swaps-refused"), last_swap=told)
 
 
 def _exits_set(world: World, told: ExitsSet, effects: list[bus.Effect]) -> World:
@@ -460,9 +510,10 @@ def _received(world: World, message: bus.Received, now_s: float, effects: list[b
     try:
         topic = wire.parse_topic(message.topic)
         if (topic.channel, topic.type) == ("know", "answer"):
-            if message.correlation is None or len(message.correlation) != 8:
-                raise MessageError("a teacher's answer without the correlation data of its question")
-            effects.append(bus.Tell("trainer", Answer(int.from_bytes(message.correlation, "big"), message.payload)))
+            total = _teacher_bytes_per_s(world)
+            kept, told = askers.answered(world.askers, message, total_bytes_per_s=total, now_s=now_s)
+            world = msgspec.structs.replace(world, askers=kept)
+            effects += [] if told is None else [told]
             return _count(_count(world, "answers"), "answer-bytes", len(message.payload))
         if (topic.channel, topic.type) == ("cmd", "ack"):
             ack, _ = wire.decode(message.payload, wire.EventAck)
@@ -526,55 +577,3 @@ def _status_line(world: World) -> str:
     link = "link up" if world.link_up else f"link down ({world.link_reason})"
     acting = f"generation {actor.generation}" if actor.acting else "SAFE ACTION ONLY"
     return f"{acting}, {actor.ticks} ticks, {actor.missed} missed, {link}"
-
-
-def status(world: World, now_s: float) -> dict[str, object]:
-    """The document that `edgert status --json` prints and telemetry carries.
-
-    Args:
-        world: the state.
-        now_s: monotonic seconds.
-
-    Returns:
-        Plain maps, lists, numbers and text; unknown values are None.
-
-    Raises:
-        nothing.
-    Source:
-        ours: one document for the terminal, the broker and the report.
-    """
-    builtins = msgspec.to_builtins
-    config, readings = world.config, world.readings
-    return {
-        "device": config.device.id,
-        "fleet": config.device.fleet,
-        "task": world.task,
-        "up_s": round(now_s - world.started_s, 3),
-        "ready": world.ready,
-        "link": {
-            "up": world.link_up,
-            "reason": world.link_reason,
-            "ups": world.link_ups,
-            "rtt_s": readings.link_rtt_s.value,
-            "events_waiting": world.outbox.last - world.outbox.floor,
-        },
-        "board": {
-            "load_frac": readings.load_frac.value,
-            "temp_c": readings.temp_c.value,
-            "battery_frac": readings.battery_frac.value if readings.has_battery else None,
-            "power_w": readings.power_w.value,
-        },
-        "budget": builtins(world.budget),
-        "children": {role: builtins(child) for role, child in world.children.items()},
-        "actor": builtins(world.actor),
-        "actor_age_s": None if world.actor_at_s is None else round(now_s - world.actor_at_s, 3),
-        "trainer": builtins(world.trainer),
-        "trainer_age_s": None if world.trainer_at_s is None else round(now_s - world.trainer_at_s, 3),
-        "policy": {
-            "generation": 0 if world.acting is None else world.acting.generation,
-            "pending": None if world.pending is None else world.pending.generation,
-            "last_swap": builtins(world.last_swap),
-            "exits_order": None if world.order is None else world.order.told.id,
-        },
-        "counters": dict(world.counters),
-    }

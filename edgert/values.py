@@ -11,6 +11,8 @@ from typing import Literal
 import msgspec
 
 Role = Literal["actor", "trainer", "world", "client"]
+Fate = Literal["acts", "swapped", "kept", "refused", "rolled-back"]
+"""What became of a network, see `Outcome`."""
 
 
 class Reading(msgspec.Struct, frozen=True):
@@ -138,6 +140,14 @@ class Hello(msgspec.Struct, frozen=True, tag_field="t", tag="hello"):
     pid: int
 
 
+class Swap(msgspec.Struct, frozen=True, tag_field="t", tag="swap"):
+    """Supervisor -> actor: make this bundle the acting one between two ticks; generation 0 is the installed one."""
+
+    generation: int
+    path: str
+    sha256: str
+
+
 class Stop(msgspec.Struct, frozen=True, tag_field="t", tag="stop"):
     """Finish what is in hand and exit 0."""
 
@@ -163,6 +173,9 @@ class ActorReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag=
         operating: the setting of the exits in force.
         point: index of the frontier's point that it is, if it is one.
         has_frontier: compute can be taken away by choosing another point; without, only by forbidding exits.
+        network: the one that acts, as it was told; None while none does.
+        played: for each of `returns` the generation that played all of that episode; None when a swap fell into it.
+        reward, rewarded: sum of the rewards that were seen, and how many.
     """
 
     pid: int
@@ -185,6 +198,10 @@ class ActorReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag=
     operating: Operating | None = None
     point: int | None = None
     has_frontier: bool = False
+    network: Swap | None = None
+    played: list[int | None] = []
+    reward: float = 0.0
+    rewarded: int = 0
 
 
 class TrainerReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="trainer"):
@@ -200,6 +217,14 @@ class TrainerReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", ta
         checkpoint: last committed generation number.
         faults: named fault -> count since the process started.
         cpu_s, rss_bytes: of the process.
+        steps_hz: gradient steps a second lately; None before two reports.
+        replay, replay_max: transitions to train on now, and how many are kept at most.
+        needed: transitions it takes to train at all.
+        taught: of the kept transitions, those that a teacher answered.
+        trust: weight of the teacher, 0..1; None where it is not measured.
+        rolled_back: networks that acted and were taken back.
+        checkpoint_age_s: since the last checkpoint of this process; None before it.
+        order, order_told: the last `TrainOrder` that was carried out, and what came of it.
     """
 
     pid: int
@@ -216,6 +241,16 @@ class TrainerReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", ta
     faults: dict[str, int]
     cpu_s: float
     rss_bytes: int
+    steps_hz: float | None = None
+    replay: int = 0
+    replay_max: int = 0
+    needed: int = 0
+    taught: int = 0
+    trust: float | None = None
+    rolled_back: int = 0
+    checkpoint_age_s: float | None = None
+    order: str = ""
+    order_told: str = ""
 
 
 class Ask(msgspec.Struct, frozen=True, tag_field="t", tag="ask"):
@@ -255,14 +290,6 @@ class Candidate(msgspec.Struct, frozen=True, tag_field="t", tag="candidate"):
     detail: dict[str, float]
 
 
-class Swap(msgspec.Struct, frozen=True, tag_field="t", tag="swap"):
-    """Supervisor -> actor: make this bundle the acting one between two ticks."""
-
-    generation: int
-    path: str
-    sha256: str
-
-
 class Swapped(msgspec.Struct, frozen=True, tag_field="t", tag="swapped"):
     """Actor -> supervisor: the outcome of a swap.
 
@@ -279,6 +306,84 @@ class Swapped(msgspec.Struct, frozen=True, tag_field="t", tag="swapped"):
     tick: int
     missed: int
     prepare_s: float
+
+
+class Record(msgspec.Struct, frozen=True):
+    """What a network earned lately, while it alone acted; newest last.
+
+    Attributes:
+        swap: the network; None is the installed one.
+        returns: of whole episodes.
+        rewards: mean reward a step, one figure a window: for plants without episodes.
+        missed: share of the ticks whose deadline was missed, one figure a window.
+        not_finite: outputs that were not finite.
+        max_exit: the deepest exit that the budget allowed meanwhile: under another, returns mean something else.
+    """
+
+    swap: Swap | None = None
+    returns: tuple[float, ...] = ()
+    rewards: tuple[float, ...] = ()
+    missed: tuple[float, ...] = ()
+    not_finite: int = 0
+    max_exit: int | None = None
+
+
+class Note(msgspec.Struct, frozen=True):
+    """Which network acts, as it is written down: whole or not at all.
+
+    Attributes:
+        generation, path, sha256: of it; generation 0 is the installed one, and then `path` is empty.
+        best: the network it goes back to, and what it is measured by; None when it need not be measured any more.
+        refused: those that were rolled back. They never act again.
+    """
+
+    generation: int
+    path: str
+    sha256: str
+    best: Record | None = None
+    refused: tuple[Swap, ...] = ()
+
+
+class Outcome(msgspec.Struct, frozen=True, tag_field="t", tag="outcome"):
+    """Supervisor -> trainer: which network acts, and what became of one that it offered.
+
+    Attributes:
+        acting: the network that acts now; None is the installed one.
+        generation: what this is about; 0 when it is about none, and a trainer that connects is told where it stands.
+        what: `swapped` acts now, on trial; `kept` stood its trial; `refused` by the actor, or known to be bad;
+            `rolled-back` was put out again, and `acting` is in its place.
+        why: of a refusal or a roll-back.
+        return_before, return_after: mean return of what it was measured by, and its own; None when not known. Mean
+            reward a step where there are no episodes.
+        n: episodes (or windows) that `return_after` is the mean of.
+    """
+
+    acting: Swap | None
+    generation: int = 0
+    what: Fate = "acts"
+    why: str = ""
+    return_before: float | None = None
+    return_after: float | None = None
+    n: int = 0
+
+
+class TrainOrder(msgspec.Struct, frozen=True, tag_field="t", tag="train"):
+    """Command-line client -> supervisor, and for `now` on to the trainer.
+
+    Attributes:
+        id: the trainer's report carries that of the last `now` it has carried out.
+        verb: `now` offers a candidate and commits a checkpoint at once; pausing outlives restarts.
+    """
+
+    id: str
+    verb: Literal["pause", "resume", "now"]
+
+
+class TrainReply(msgspec.Struct, frozen=True, tag_field="t", tag="train-reply"):
+    """Supervisor -> command-line client: heard; `why` is empty, or why it is of no use."""
+
+    id: str
+    why: str = ""
 
 
 class Happened(msgspec.Struct, frozen=True, tag_field="t", tag="happened"):
@@ -311,6 +416,9 @@ Told = (
     | Swapped
     | SetExits
     | ExitsSet
+    | Outcome
+    | TrainOrder
+    | TrainReply
     | Happened
     | StatusRequest
     | StatusReply

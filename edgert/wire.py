@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import re
-from typing import Annotated, NamedTuple, TypeVar
+from typing import Annotated, Literal, NamedTuple, TypeVar
 
 import cbor2
 import msgspec
@@ -26,6 +26,7 @@ MAX_PAYLOAD_BYTES = 1 << 20
 Count = Annotated[int, msgspec.Meta(ge=0, le=4096)]
 Side = Annotated[int, msgspec.Meta(ge=1, le=4096)]
 Sequence = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+Wait = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
@@ -189,6 +190,7 @@ class KnowAsk(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag
         count: observations asked about.
         codec: how `data` is coded (`knowledge.codec`).
         data: the observations.
+        actions: names the student's action set (`bundle.action_set`); empty where nobody named the actions.
     """
 
     task: str
@@ -198,6 +200,7 @@ class KnowAsk(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag
     codec: int
     data: bytes
     v: int = VERSION
+    actions: str = ""
 
 
 class KnowAnswer(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag="know-answer"):
@@ -207,8 +210,11 @@ class KnowAnswer(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", 
         teacher: which model answered (bundle hash, first 16 hex digits).
         count: observations answered; 0 when `error` says why not.
         codec: how `data` is coded.
-        data: (count, n_actions) float32 Q-values, in the order asked.
+        data: float32 rows in the order asked: of kind `q` (count, n_actions) Q-values, of kind `policy`
+            (count, n_actions + 1), an action's logit a column and then the state's value.
         error: a named refusal, or empty.
+        kind: what a row is.
+        retry_s: with a refusal, how long there is no sense in asking again; 0 where time mends nothing.
     """
 
     teacher: str
@@ -217,10 +223,17 @@ class KnowAnswer(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", 
     data: bytes
     error: str = ""
     v: int = VERSION
+    kind: Literal["q", "policy"] = "q"
+    retry_s: Wait = 0.0
 
 
 Message = Status | Telemetry | Event | EventAck | ExitsCommand | CommandReply | KnowAsk | KnowAnswer
 M = TypeVar("M", Status, Telemetry, Event, EventAck, ExitsCommand, CommandReply, KnowAsk, KnowAnswer)
+
+
+_LATER: dict[type, dict[str, object]] = {KnowAsk: {"actions": ""}, KnowAnswer: {"kind": "q", "retry_s": 0.0}}
+"""Keys that version 1 did not have from the start. At these, their defaults, they are not said: what can be said in the
+old words is the old bytes, and links are paid by the byte."""
 
 
 class Decoded(NamedTuple):
@@ -245,8 +258,11 @@ def encode(message: Message, unknown: dict[str, object] | None = None) -> bytes:
     Source:
         RFC 8949 (CBOR).
     """
-    document = msgspec.to_builtins(message, builtin_types=(bytes,))
-    payload = cbor2.dumps({**(unknown or {}), **document})
+    document = {**(unknown or {}), **msgspec.to_builtins(message, builtin_types=(bytes,))}
+    for key, default in _LATER.get(type(message), {}).items():
+        if document[key] == default:
+            del document[key]
+    payload = cbor2.dumps(document)
     if len(payload) > MAX_PAYLOAD_BYTES:
         raise UsageError(
             f"a {type(message).__name__} of {len(payload)} bytes is over the limit of {MAX_PAYLOAD_BYTES}: "

@@ -216,6 +216,17 @@ COST = bundle.Cost(
 )  # fmt: skip
 
 
+def test_a_bundle_says_what_its_heads_are_and_older_ones_give_values() -> None:
+    members = unzip(bundle.write(manifest(), CONTENT))
+    told = json.loads(members["manifest.json"])
+    assert told.pop("kind") == "q"
+    assert bundle.read(edited(kind="policy")).manifest.kind == "policy"
+    with pytest.raises(ArtifactError, match="kind"):
+        bundle.read(edited(kind="actor"))
+    older = {**members, "manifest.json": json.dumps(told).encode()}
+    assert bundle.read(rezip([*older.items()])).manifest.kind == "q"
+
+
 def test_costs_and_operations_are_kept_and_older_bundles_have_none() -> None:
     made = manifest(costs=(COST,), exits=(bundle.Exit(10, 25), bundle.Exit(20, 50)))
     assert bundle.read(bundle.write(made, CONTENT)).manifest.costs == (COST,)
@@ -290,3 +301,11 @@ def test_a_frontier_is_read_and_older_bundles_have_none() -> None:
 def test_a_setting_that_cannot_be_run_or_was_not_measured_on_these_exits_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ArtifactError):
         bundle.read(edited(**wrong))
+
+
+def test_an_action_set_has_a_name_where_its_actions_have():
+    names = ("NOOP", "UP", "DOWN")
+    assert bundle.action_set(()) == ""
+    assert bundle.action_set(names) == bundle.action_set(list(names)) == "ee11b24b"
+    others = (("UP", "NOOP", "DOWN"), ("NOOP,UP", "DOWN"), names[:2])
+    assert len({bundle.action_set(each) for each in (names, *others)}) == 4

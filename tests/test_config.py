@@ -105,7 +105,7 @@ def test_each_fault_says_where_what_and_what_would_be_right(sections: dict[str, 
 
 @pytest.mark.parametrize(("size", "ok"), [(107, True), (108, False)])
 def test_sockets_fit_their_address(size: int, ok: bool) -> None:
-    run_dir = "/" + "r" * (size - 1 - len("/control.sock"))
+    run_dir = "/" + "r" * (size - 1 - len("/knowledge.sock"))
     document = text(device=f'run_dir = "{run_dir}"')
     if ok:
         parse(document, "f")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import cbor2
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,6 +12,8 @@ from edgert import bus, config, control, wire
 from edgert.bus import Effect, Input
 from edgert.control import Child, World
 from edgert.fleet import session
+from edgert.govern import trial
+from edgert.status import document
 from edgert.values import (
     EXITS_ORDER_ENDED,
     ActorReport,
@@ -20,7 +23,9 @@ from edgert.values import (
     Candidate,
     ExitsSet,
     Happened,
+    Note,
     Operating,
+    Outcome,
     Reading,
     Readings,
     SetExits,
@@ -28,6 +33,7 @@ from edgert.values import (
     Swapped,
     Told,
     TrainerReport,
+    TrainOrder,
 )
 
 CONFIG = config.parse(
@@ -45,7 +51,7 @@ CONFIG = config.parse(
 
 
 def fresh(now_s: float = 0.0) -> World:
-    return control.open_world(CONFIG, task="breakout", n_exits=3, acting=None, stream="s", first=1, last=0, now_s=now_s)
+    return control.open_world(CONFIG, task="breakout", n_exits=3, note=None, stream="s", first=1, last=0, now_s=now_s)
 
 
 def report(**changes: object) -> ActorReport:
@@ -154,7 +160,8 @@ def test_an_accepted_network_is_swapped_in_committed_and_given_to_a_restarted_ac
     )
     assert bus.Tell("actor", swap) in effects, "the swap it never made"
     world, effects = control.step(world, bus.Heard("actor", Swapped(1, True, "", 100, 0, 0.1)), 7.0)
-    assert of(effects, bus.Commit) == [bus.Commit(swap)] and world.acting == swap and world.pending is None
+    assert [effect.note.generation for effect in of(effects, bus.Commit)] == [1]
+    assert world.networks.target == swap and world.networks.pending is None
 
 
 def test_a_network_that_kills_the_actor_is_not_offered_for_ever() -> None:
@@ -163,7 +170,7 @@ def test_a_network_that_kills_the_actor_is_not_offered_for_ever() -> None:
     for pid in range(11, 18):
         world, effects = control.step(world, bus.Exited("actor", pid, -11), now_s)
         refused = [effect for effect in of(effects, bus.Record) if effect.name == "swap-refused"]
-        assert bool(refused) == (pid == 11 + control.SWAP_DEATHS_MAX - 1)
+        assert bool(refused) == (pid == 11 + trial.DEATHS_MAX - 1)
         now_s += control.RESTART_CAP_S
         world, effects = feed(
             world,
@@ -172,7 +179,8 @@ def test_a_network_that_kills_the_actor_is_not_offered_for_ever() -> None:
         )
         offers += bus.Tell("actor", Swap(1, "/gen-1", "ab")) in effects
         now_s += 1.0
-    assert offers == control.SWAP_DEATHS_MAX - 1 and world.pending is None and world.acting is None
+    assert offers == trial.DEATHS_MAX - 1 and world.networks.pending is None
+    assert world.networks.target.generation == 0
 
 
 def test_a_refused_network_changes_nothing() -> None:
@@ -181,7 +189,7 @@ def test_a_refused_network_changes_nothing() -> None:
     told = Candidate(1, "/gen-1", "ab", {}, {})
     world, _ = control.step(world, bus.Heard("trainer", told), 6.0)
     world, effects = control.step(world, bus.Heard("actor", Swapped(1, False, "golden", 0, 0, 0.1)), 7.0)
-    assert world.acting is None and world.pending is None and not of(effects, bus.Commit)
+    assert world.networks.target.generation == 0 and world.networks.pending is None and not of(effects, bus.Commit)
     assert of(effects, bus.Record)[0].name == "swap-refused"
 
 
@@ -243,7 +251,15 @@ told: st.SearchStrategy[Told] = st.one_of(
         prepare_s=st.just(0.1),
     ),
     st.builds(Happened, name=st.sampled_from(["a", "b"]), detail=st.just({})),
-    st.builds(report, ticks=st.integers(0, 100), acting=st.booleans()),
+    st.builds(
+        report,
+        ticks=st.integers(0, 100),
+        acting=st.booleans(),
+        episodes=st.integers(0, 5),
+        returns=st.just([1.0, 2.0]),
+        played=st.sampled_from([[], [0, 1], [None, 2]]),
+        network=st.sampled_from([None, Swap(0, "/p.edgert", ""), Swap(1, "/g", "a"), Swap(2, "/g", "b")]),
+    ),
     st.just(Budget(0, 0.0, 0.0)),
 )
 roles = st.sampled_from(["actor", "trainer", "world", "client"])
@@ -264,6 +280,7 @@ inputs: st.SearchStrategy[Input] = st.one_of(
     st.builds(bus.Refused, seq=st.integers(0, 30)),
     st.builds(bus.Sensed, readings=st.just(Readings())),
     st.just(bus.Tick()),
+    st.builds(bus.TrainOrdered, order=st.builds(TrainOrder, id=st.just("x"), verb=st.sampled_from(["pause", "now"]))),
 )
 
 
@@ -278,7 +295,7 @@ def test_nothing_that_happens_breaks_it(history: list[tuple[float, Input]]) -> N
         assert len(starts) == len(set(starts))
         assert now_s <= control.wake_s(world, now_s) <= now_s + 1.0
         assert set(world.children) == {"world", "actor", "trainer"}
-        control.status(world, now_s)
+        document(world, now_s)
 
 
 def test_a_trainer_report_shows_in_the_status() -> None:
@@ -287,12 +304,12 @@ def test_a_trainer_report_shows_in_the_status() -> None:
         generation=0, checkpoint=1, faults={}, cpu_s=0.1, rss_bytes=5,
     )  # fmt: skip
     world, _ = control.step(started(), bus.Heard("trainer", trainer), 1.0)
-    document = control.status(world, 2.0)
-    assert document["trainer"]["steps"] == 3 and document["link"]["up"]  # type: ignore[index]  # a document of plain maps
+    told = document(world, 2.0)
+    assert told["trainer"]["steps"] == 3 and told["link"]["up"]  # type: ignore[index]  # a document of plain maps
 
 
 def test_an_adopted_outbox_sends_again_what_nobody_acknowledged() -> None:
-    world = control.open_world(CONFIG, task="t", n_exits=1, acting=None, stream="s", first=3, last=5, now_s=0.0)
+    world = control.open_world(CONFIG, task="t", n_exits=1, note=None, stream="s", first=3, last=5, now_s=0.0)
     assert world.outbox.phase is session.OutboxPhase.OFFLINE
     _, effects = control.step(world, bus.LinkUp(), 1.0)
     assert of(effects, bus.SendEvents) == [bus.SendEvents(2, 5, 3)]
@@ -304,7 +321,7 @@ def test_what_outlived_a_predecessor_is_not_started_again() -> None:
         CONFIG,
         task="t",
         n_exits=1,
-        acting=None,
+        note=None,
         stream="s",
         first=1,
         last=0,
@@ -328,7 +345,7 @@ def test_a_trainer_that_hangs_is_killed_and_one_that_works_on_is_not() -> None:
         generation=0, checkpoint=1, faults={}, cpu_s=0.1, rss_bytes=5,
     )  # fmt: skip
     world, _ = control.step(world, bus.Heard("trainer", told), 10.0)
-    assert control.status(world, 12.5)["trainer_age_s"] == 2.5
+    assert document(world, 12.5)["trainer_age_s"] == 2.5
     end_s = 10.0 + control.TRAINER_HANG_S
     world, effects = control.step(world, bus.Heard("actor", report(ticks=1000)), end_s - 0.1)
     assert not of(effects, bus.Kill)
@@ -366,12 +383,12 @@ def test_an_order_is_told_answered_and_told_again_to_a_new_actor() -> None:
     wanted = {"thresholds": [0.2, 0.3], "repeat": 4, "hold_threshold": 0.9, "valid_s": 60.0}
     world, effects = commanded(started(), 1.0, **wanted)
     assert orders(effects) == [SetExits(id="c1", operating=OPERATING, left_s=60.0)]
-    assert not replies(effects) and control.status(world, 1.0)["policy"]["exits_order"] is None  # type: ignore[index]  # a document of plain maps
+    assert not replies(effects) and document(world, 1.0)["policy"]["exits_order"] is None  # type: ignore[index]  # a document of plain maps
     world, effects = obeyed(world, 1.1)
     (reply,) = replies(effects)
     assert (reply.id, reply.ok, reply.detail["repeat"], reply.detail["point"]) == ("c1", True, 4, 3)
     assert [effect.name for effect in of(effects, bus.Record)] == ["exits-set"]
-    assert control.status(world, 2.0)["policy"]["exits_order"] == "c1"  # type: ignore[index]  # as above
+    assert document(world, 2.0)["policy"]["exits_order"] == "c1"  # type: ignore[index]  # as above
     world, _ = control.step(world, bus.Exited("actor", 11, -9), 11.0)
     world, effects = control.step(world, bus.Connected("actor", 21), 11.0)
     assert orders(effects) == [SetExits(id="c1", operating=OPERATING, left_s=50.0)]
@@ -483,3 +500,119 @@ def test_what_acting_costs_is_measured_between_two_reports_of_one_actor() -> Non
     assert world.acting_frac == pytest.approx(0.05)
     world, _ = feed(world, (4.0, bus.Heard("actor", report(pid=99, cpu_s=0.5))))
     assert world.acting_frac == pytest.approx(0.05), "another process's clock"
+
+
+def test_programs_of_the_users_ask_through_the_same_budget() -> None:
+    world, effects = feed(started(), (1.0, bus.Sensed(Readings())), (1.0, bus.AskersHere((7,))))
+    assert world.budget is not None
+    granted = world.budget.teacher_bytes_per_s
+    assert of(effects, bus.TellAsker) == [bus.TellAsker(7, world.budget)]
+    question = wire.encode(wire.KnowAsk(task="other", obs_shape=(1, 1, 1), n_actions=2, count=1, codec=1, data=b"x"))
+    world, effects = control.step(world, bus.Asked(7, Ask(3, question)), 1.1)
+    (sent,) = of(effects, bus.Publish)
+    assert isinstance(sent, bus.Publish) and sent.topic == "edgert/v1/default/d1/know/ask/other"
+    answer = bus.Received(sent.response_topic or "", b"told", sent.correlation)
+    world, effects = control.step(world, answer, 1.2)
+    assert of(effects, bus.TellAsker) == [bus.TellAsker(7, Answer(3, b"told"))] and not of(effects, bus.Tell)
+    assert world.counters["ask-bytes"] == len(question) and world.counters["answer-bytes"] == 4
+    # The trainer now shares with it, and gets all of it again when it has gone.
+    cut = msgspec.structs.replace(world.budget, teacher_bytes_per_s=granted / 2)
+    assert bus.Tell("trainer", cut) in control.step(world, bus.Connected("trainer", 12), 1.3)[1]
+    assert bus.Tell("trainer", world.budget) in control.step(world, bus.AskersHere(()), 1.4)[1]
+
+
+def test_without_a_link_programs_are_refused_and_told_when_to_ask_again() -> None:
+    world, _ = feed(started(), (1.0, bus.Sensed(Readings())), (1.0, bus.AskersHere((7,))), (1.1, bus.LinkDown("x")))
+    world, effects = control.step(world, bus.Asked(7, Ask(3, b"anything")), 1.2)
+    (told,) = of(effects, bus.TellAsker)
+    assert isinstance(told, bus.TellAsker) and isinstance(told.told, Answer) and not of(effects, bus.Publish)
+    assert wire.decode(told.told.payload, wire.KnowAnswer)[0].error == "over-budget"
+    assert world.counters["asks-over-share"] == 1
+
+
+def trainer_told(effects: list[Effect]) -> list[Told]:
+    told = [effect.told for effect in of(effects, bus.Tell) if effect.role == "trainer"]
+    return [each for each in told if not isinstance(each, Budget)]
+
+
+def test_the_trainer_hears_what_became_of_its_network_and_where_it_stands() -> None:
+    world, _ = control.step(started(), bus.Heard("trainer", Candidate(1, "/gen-1", "ab", {}, {})), 5.0)
+    world, effects = control.step(world, bus.Heard("actor", Swapped(1, True, "", 100, 0, 0.1)), 6.0)
+    swap = Swap(1, "/gen-1", "ab")
+    assert trainer_told(effects) == [Outcome(swap, 1, "swapped")]
+    _, effects = control.step(world, bus.Connected("trainer", 33), 7.0)
+    assert trainer_told(effects) == [Outcome(swap)]
+
+
+def test_a_network_that_earns_less_is_rolled_back_noted_and_never_offered_again() -> None:
+    world, now_s, episodes = started(), 1.0, 0
+    installed, swap = Swap(0, "/p.edgert", ""), Swap(1, "/gen-1", "ab")
+
+    def earn(world: World, network: Swap, value: float) -> tuple[World, list[Effect]]:
+        nonlocal episodes, now_s
+        episodes, now_s = episodes + 1, now_s + 1
+        told = report(
+            ticks=20 * episodes, episodes=episodes, returns=[value], played=[network.generation], network=network
+        )
+        return control.step(world, bus.Heard("actor", told), now_s)
+
+    for i in range(20):
+        world, _ = earn(world, installed, 10.0 + i % 3)
+    world, _ = control.step(world, bus.Heard("trainer", Candidate(1, "/gen-1", "ab", {}, {})), now_s)
+    world, _ = control.step(world, bus.Heard("actor", Swapped(1, True, "", 100, 0, 0.1)), now_s)
+    effects: list[Effect] = []
+    while not of(effects, bus.Commit):
+        world, effects = earn(world, swap, 1.0)
+        assert episodes < 30
+    (note,) = [effect.note for effect in of(effects, bus.Commit)]
+    assert note == Note(0, "", "", refused=(swap,))
+    assert effects.index(bus.Commit(note)) < effects.index(bus.Tell("actor", installed)), "first it is written down"
+    assert "policy-rolled-back" in [effect.name for effect in of(effects, bus.Record)]
+    assert world.counters["networks-rolled-back"] == 1
+    _, effects = control.step(world, bus.Heard("trainer", Candidate(2, "/gen-2", "ab", {}, {})), now_s)
+    assert [told.what for told in trainer_told(effects)] == ["refused"]
+
+
+def test_networks_that_no_gate_judged_stand_no_trial() -> None:
+    learn = msgspec.structs.replace(CONFIG.learn, gated=False)
+    world = msgspec.structs.replace(started(), config=msgspec.structs.replace(CONFIG, learn=learn))
+    for episodes in range(1, 60):
+        swapped = episodes > 20
+        if episodes == 20:
+            world, _ = control.step(world, bus.Heard("trainer", Candidate(1, "/gen-1", "ab", {}, {})), 20.5)
+            world, _ = control.step(world, bus.Heard("actor", Swapped(1, True, "", 100, 0, 0.1)), 20.6)
+        network = Swap(1, "/gen-1", "ab") if swapped else Swap(0, "/p.edgert", "")
+        told = report(
+            ticks=20 * episodes,
+            episodes=episodes,
+            returns=[1.0 if swapped else 10.0 + episodes % 3],
+            played=[network.generation],
+            network=network,
+        )
+        world, _ = control.step(world, bus.Heard("actor", told), 1.0 + episodes)
+    assert "networks-rolled-back" not in world.counters
+
+
+def test_pausing_takes_the_budget_of_training_and_outlives_a_restart() -> None:
+    cool = bus.Sensed(Readings(load_frac=Reading(0.1), temp_c=Reading(40.0), link_rtt_s=Reading(0.001)))
+    world, _ = control.step(started(), cool, 1.0)
+    assert world.budget is not None and world.budget.train_steps_hz > 0
+    world, effects = control.step(world, bus.TrainOrdered(TrainOrder("a", "pause")), 2.0)
+    assert world.budget is not None and (world.budget.train_steps_hz, world.budget.teacher_bytes_per_s) == (0, 0)
+    assert world.budget.why["train_steps_hz"] == control.PAUSED and bus.Pause(True) in effects
+    assert world.budget.max_exit == 2, "acting goes on"
+    world, effects = control.step(world, bus.TrainOrdered(TrainOrder("b", "pause")), 3.0)
+    assert not of(effects, bus.Record), "it was so already"
+    world, effects = control.step(world, bus.TrainOrdered(TrainOrder("c", "resume")), 4.0)
+    assert world.budget is not None and world.budget.train_steps_hz > 0 and bus.Pause(False) in effects
+    again = control.open_world(
+        CONFIG, task="t", n_exits=3, note=None, stream="s", first=1, last=0, now_s=0.0, paused=True
+    )
+    again, _ = control.step(again, cool, 1.0)
+    assert again.budget is not None and again.budget.train_steps_hz == 0
+
+
+def test_a_candidate_now_is_the_trainers_to_make() -> None:
+    order = TrainOrder("a", "now")
+    _, effects = control.step(started(), bus.TrainOrdered(order), 1.0)
+    assert bus.Tell("trainer", order) in effects and not of(effects, bus.Pause)

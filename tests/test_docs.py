@@ -5,15 +5,17 @@ Run as a program, this rewrites the table of keys.
 
 from __future__ import annotations
 
+import ast
+import json
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -194,7 +196,7 @@ def folder() -> Iterator[Path]:
 @pytest.mark.system
 def test_the_example_of_a_program_of_ones_own_runs_against_a_real_device(folder: Path) -> None:
     pytest.importorskip("minatar", reason="the example plays a game of MinAtar")
-    (block,) = (block for block in blocks("python") if "edgert.client" in block.text)
+    (block,) = (block for block in blocks("python") if "edgert.client import Policy" in block.text)
     typed = [line for line in commands() if "/tmp/edgert/my.toml" in line]
     assert [line.split()[1] for line in typed] == ["init", "run"]
     init, run = ([sys.executable, "-m", *line.replace("/tmp/edgert", str(folder)).split()] for line in typed)
@@ -219,6 +221,31 @@ def test_the_example_of_a_program_of_ones_own_runs_against_a_real_device(folder:
         device.terminate()
         ended = device.wait(WAIT_S)
     assert ended == 0, log.read_text()
+
+
+@pytest.mark.system
+def test_the_example_of_a_students_own_library_runs_with_a_real_teacher(
+    folder: Path, mosquitto: Any, until: Callable[..., None]
+) -> None:
+    reason = "stable-baselines3 and minatar are not installed: the example of a foreign student was not run"
+    for package in ("stable_baselines3", "minatar"):
+        pytest.importorskip(package, reason=reason)
+    (block,) = (block for block in blocks("python") if "stable_baselines3" in block.text)
+    (typed,) = re.findall(r"`edgert (teacher --model \S+ --broker) mqtt://127.0.0.1`", README.read_text())
+    status = folder / "status.json"
+    command = [sys.executable, "-m", "edgert", *typed.split(), mosquitto.url, "--status-file", str(status)]
+    teacher = subprocess.Popen(command, cwd=HOUSE, stderr=subprocess.DEVNULL)
+    try:
+        until(lambda: status.exists() and json.loads(status.read_text())["up"], "the teacher", WAIT_S)
+        text = block.text.replace("mqtt://127.0.0.1", mosquitto.url).replace("20_000", "2_000")
+        program = [sys.executable, "-c", text]
+        ran = subprocess.run(program, cwd=folder, capture_output=True, text=True, timeout=2 * WAIT_S, check=False)
+    finally:
+        teacher.terminate()
+        teacher.wait(WAIT_S)
+    assert ran.returncode == 0, ran.stderr
+    told = ast.literal_eval(ran.stdout)
+    assert told["known"] > 100 and (folder / "dqn.zip").exists()
 
 
 def main() -> None:

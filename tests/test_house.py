@@ -37,7 +37,8 @@ UNITS = ("_s", "_hz", "_bytes", "_frac", "_c", "_j", "_w", "_v", "_a", "_ns", "_
 DIMENSIONLESS = {
     "gamma", "learning_rate", "distill_weight", "td_weight", "temperature", "threshold", "thresholds", "scale", "value",
     "x", "rate", "epsilon", "eps", "beta1", "beta2", "weight", "delta", "tau", "alpha", "loss", "q", "u", "lr", "logit",
-    "allowed_regret",  # in the unit of a return, whatever the plant pays in
+    "decay", "max_grad_norm",
+    "allowed_regret", "claim", "return_before", "return_after",  # in the unit of a return, whatever the plant pays in
 }  # fmt: skip
 
 

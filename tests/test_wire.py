@@ -29,8 +29,15 @@ VECTORS: dict[str, wire.Message] = {
     "know-ask": wire.KnowAsk(
         task="breakout", obs_shape=(10, 10, 4), n_actions=6, count=2, codec=1, data=bytes(range(16))
     ),
+    "know-ask-actions": wire.KnowAsk(
+        task="pong", obs_shape=(84, 84, 4), n_actions=6, count=1, codec=1, data=b"\x07", actions="0a1b2c3d"
+    ),
     "know-answer": wire.KnowAnswer(teacher="0123456789abcdef", count=2, codec=1, data=b"\x00\xff"),
     "know-answer-error": wire.KnowAnswer(teacher="0123456789abcdef", count=0, codec=1, data=b"", error="obs-shape"),
+    "know-answer-policy": wire.KnowAnswer(teacher="0123456789abcdef", count=1, codec=1, data=b"\x09", kind="policy"),
+    "know-answer-over-budget": wire.KnowAnswer(
+        teacher="0123456789abcdef", count=0, codec=1, data=b"", error="over-budget", retry_s=2.5
+    ),
 }
 SCHEMAS = (
     wire.Status,
@@ -72,8 +79,15 @@ MESSAGES = st.one_of(
         valid_s=st.none() | AT,
     ),
     st.builds(wire.CommandReply, id=TEXT, ok=st.booleans(), why=TEXT, detail=DOCUMENTS),
-    st.builds(wire.KnowAsk, task=TEXT, obs_shape=st.tuples(SIDE, SIDE, SIDE), n_actions=SIDE, **CODED),
-    st.builds(wire.KnowAnswer, teacher=TEXT, error=TEXT, **CODED),
+    st.builds(wire.KnowAsk, task=TEXT, obs_shape=st.tuples(SIDE, SIDE, SIDE), n_actions=SIDE, actions=TEXT, **CODED),
+    st.builds(
+        wire.KnowAnswer,
+        teacher=TEXT,
+        error=TEXT,
+        kind=st.sampled_from(["q", "policy"]),
+        retry_s=st.floats(0, 86_400),
+        **CODED,
+    ),
 )
 
 

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 import numpy as np
@@ -266,6 +266,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--without-exits", action="store_true", help="only the full network, for a teacher")
     parser.add_argument("--judged-in", help="environment of all evaluations; by default the one it was trained in")
+    parser.add_argument("--kind", choices=get_args(bundle.NetKind), default="q", help="what the heads say (q)")
     parser.add_argument("--golden", type=int, default=64)
     parser.add_argument("--episodes", type=int, default=30, help="of each evaluation; 0 skips them")
     parser.add_argument("--seed", type=int, default=0)
@@ -376,6 +377,7 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
         control_rate_hz=args.control_rate_hz,
         gamma=args.gamma,
         net=msgspec.to_builtins(spec),
+        kind=args.kind,
         thresholds=thresholds,
         exits=tuple(map(bundle.Exit, macs(spec), ops(spec))),
         safe_action=args.safe_action,

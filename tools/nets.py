@@ -65,6 +65,23 @@ def camera2(input_shape: Shape, n_actions: int) -> NetSpec:
     return msgspec.structs.replace(three, trunk=trunk, heads=(three.heads[0], three.heads[-1]))
 
 
+def values(input_shape: Shape, n_actions: int) -> NetSpec:
+    """For a few numbers in coarse cells, such as CartPole's: two exits over two small hidden layers."""
+    return NetSpec(
+        input_shape=input_shape,
+        n_actions=n_actions,
+        trunk=((Dense(64), Relu()), (Dense(64), Relu())),
+        heads=((), ()),
+        input_scale=1 / 255,
+    )
+
+
+def values_teacher(input_shape: Shape, n_actions: int) -> NetSpec:
+    """The same for a teacher: wider, one exit."""
+    trunk = (Dense(128), Relu(), Dense(128), Relu())
+    return msgspec.structs.replace(one_exit(trunk, input_shape, n_actions), input_scale=1 / 255)
+
+
 def one_exit(trunk: tuple[Layer, ...], input_shape: Shape, n_actions: int) -> NetSpec:
     """A network without early exits, to compare with."""
     return NetSpec(
@@ -99,6 +116,8 @@ NETS: dict[str, Maker] = {
     "camera": camera,
     "camera2": camera2,
     "board": board,
+    "values": values,
+    "values-teacher": values_teacher,
     # Static nets at about this share of the operations of `camera` and `board`.
     "camera-20": _camera_static((), 128),
     "camera-34": _camera_static((48,), 128),

@@ -33,6 +33,7 @@ VERBS = {
     "run": Verb("edgert.programs.supervisor", "main", "run this device (what the systemd unit does)"),
     "status": Verb("edgert.cli.watch", "status", "what the device on this machine is doing"),
     "top": Verb("edgert.cli.watch", "top", "the same, live"),
+    "train": Verb("edgert.cli.train", "main", "the training on this device: status, pause, resume, now"),
     "policy": Verb("edgert.cli.policy", "policy", "check a bundle, and find what runs it fastest on this board"),
     "fleet": Verb("edgert.cli.fleet", "main", "command devices over MQTT: how early their networks may answer"),
     "teacher": Verb("edgert.programs.teacher", "main", "answer the questions of devices with a bigger policy"),

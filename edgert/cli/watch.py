@@ -50,6 +50,11 @@ class Asker:
         self._channel.close()
         return None
 
+    def close(self) -> None:
+        """Hang up."""
+        if self._channel is not None:
+            self._channel.close()
+
 
 def status(argv: list[str]) -> int:
     """Print one status document.
@@ -65,7 +70,7 @@ def status(argv: list[str]) -> int:
     layout = Layout(load_config(args.config))
     document = Asker(layout.control).ask()
     if document is None:
-        return _nobody(layout, args.config)
+        return nobody(layout, args.config)
     if args.json:
         print(json.dumps(document, indent=2))
         return OK
@@ -95,7 +100,7 @@ def top(argv: list[str]) -> int:
     asker, history = Asker(layout.control), History(keep=3600)
     document = asker.ask()
     if document is None:
-        return _nobody(layout, args.config)
+        return nobody(layout, args.config)
     name, seen = _name(document), 0
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.suppress(KeyboardInterrupt))
@@ -133,6 +138,7 @@ def _name(document: dict[str, Any]) -> str:
     return f"{document['fleet']}/{document['device']}"
 
 
-def _nobody(layout: Layout, config: Path) -> int:
+def nobody(layout: Layout, config: Path) -> int:
+    """Say that no supervisor answers, and what to do; 75."""
     print(f"edgert: nothing answers on {layout.control}; start it with `edgert run --config {config}`", file=sys.stderr)
     return RETRY_LATER

@@ -782,7 +782,7 @@ static uint32_t decode_all(model *m, coder *k, uint8_t *obs, idx n_obs, uint8_t 
 
 /* ---- Python ---- */
 
-/* Addresses and sizes, all given as integers. */
+/* Addresses, sizes and a checksum, all given as integers. PyLong_AsVoidPtr also takes the upper half of a 32-bit space. */
 static int take(PyObject *const *args, Py_ssize_t n, int expected, Py_ssize_t *a)
 {
     if (n != expected) {
@@ -790,9 +790,10 @@ static int take(PyObject *const *args, Py_ssize_t n, int expected, Py_ssize_t *a
         return 0;
     }
     for (int i = 0; i < expected; i++) {
-        a[i] = PyLong_AsSsize_t(args[i]);
-        if (a[i] == -1 && PyErr_Occurred())
+        void *const value = PyLong_AsVoidPtr(args[i]);
+        if (value == NULL && PyErr_Occurred())
             return 0;
+        a[i] = (Py_ssize_t)value;
     }
     return 1;
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import math
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -21,8 +22,15 @@ from edgert.knowledge.codec import digest
 from edgert.nets import F32, U8
 
 MEAN_WEIGHT = 0.2
+TINY = 1e-9
 FIRST_ANSWER_GUESS_BYTES = 32
 REMEMBERED_ASKS = 256
+CHOOSE_FROM = 4
+"""Questions' worth of the most valuable observations among which the cheap ones are sought."""
+HUGE = 1e15
+"""Finite, but no number that anything can be learned from: a temperature would make it infinite."""
+SAME_FRAC = 0.01
+"""Two answers about one observation agree if they differ by less than so much of their size: replicas round."""
 
 
 class Counters(msgspec.Struct):
@@ -40,6 +48,9 @@ class Counters(msgspec.Struct):
         late: of these, how many were answered all the same.
         bytes_out: payload bytes of questions.
         bytes_in: payload bytes of answers, whether used or not.
+        spared: observations not kept for asking, because an answer would have been worth too little.
+        repeats: answers about an observation that was answered before.
+        contradictions: of these, how many said something else.
 
     """
 
@@ -54,6 +65,9 @@ class Counters(msgspec.Struct):
     late: int = 0
     bytes_out: int = 0
     bytes_in: int = 0
+    spared: int = 0
+    repeats: int = 0
+    contradictions: int = 0
 
 
 class AskPlan(NamedTuple):
@@ -76,6 +90,7 @@ class _Waiting(msgspec.Struct):
     seqs: list[int]
     value: float
     order: int
+    planes: frozenset[int]
     asked: bool = False
 
 
@@ -93,7 +108,8 @@ class Student:
         counters: totals.
         faults: named fault -> how often: `answer-unknown` (nobody asked that), `answer-twice`, `answer-count`,
             `answer-shape`, `answer-not-finite`. Such an answer is ignored; its question goes on waiting until its time
-            is up, which also keeps a sick teacher from being asked in a tight loop.
+            up, which also keeps a sick teacher from being asked in a tight loop.
+        fresh: digest -> answer, of what was answered since somebody last emptied it, to keep it elsewhere; bounded.
 
     """
 
@@ -125,6 +141,7 @@ class Student:
             raise UsageError("capacity, batch, timeout_s, max_pending and max_bytes must be positive, wait_s 0 or more")
         self.counters = Counters()
         self.faults: dict[str, int] = {}
+        self.fresh: dict[bytes, F32] = {}
         self._capacity, self._batch, self._timeout_s = capacity, batch, timeout_s
         self._max_pending, self._wait_s, self._max_bytes = max_pending, wait_s, max_bytes
         self._waiting: dict[bytes, _Waiting] = {}
@@ -138,14 +155,16 @@ class Student:
         self._sent_s: float | None = None
         self._out_mean_bytes: float | None = None
         self._in_mean_bytes: float | None = None
+        self._plane_mean_bytes: float | None = None
 
-    def saw(self, seq: int, obs: U8, value: float) -> list[tuple[int, F32]]:
+    def saw(self, seq: int, obs: U8, value: float, *, ask: bool = True) -> list[tuple[int, F32]]:
         """Register a transition that a teacher could say something about.
 
         Args:
             seq: the transition's number; comes back with the answer.
             obs: (H, W, C) uint8; copied.
             value: what an answer would be worth, higher first; not a number counts as the highest.
+            ask: False where an answer is not worth its bytes: only what is known already is joined.
 
         Returns:
             [(seq, (A,) float32)] if the same observation has been answered before, else nothing.
@@ -168,12 +187,15 @@ class Student:
             self.counters.joined += 1
             return [(seq, known)]
         value = math.inf if math.isnan(value) else value
-        self._order += 1
         waiting = self._waiting.get(name)
+        if waiting is None and not ask:
+            self.counters.spared += 1
+            return []
+        self._order += 1
         if waiting is None:
             row = obs.copy()
             row.flags.writeable = False
-            self._waiting[name] = _Waiting(row, [seq], value, self._order)
+            self._waiting[name] = _Waiting(row, [seq], value, self._order, _planes(row))
             self._held_bytes += row.nbytes
         else:
             waiting.seqs.append(seq)
@@ -219,9 +241,29 @@ class Student:
         if n < self._batch and now_s - self._sent_s < self._wait_s:
             return None
         free = ((w.value, w.order, name) for name, w in self._waiting.items() if not w.asked)
-        names = tuple(name for _, _, name in heapq.nlargest(n, free))
+        names = self._cheapest([name for _, _, name in heapq.nlargest(CHOOSE_FROM * n, free)], n)
         chosen = [self._waiting[name] for name in names]
         return AskPlan(tuple(tuple(w.seqs) for w in chosen), tuple(w.obs for w in chosen), names)
+
+    def _cheapest(self, names: list[bytes], n: int) -> tuple[bytes, ...]:
+        """The `n` of most value a byte: one at a time, a plane that is in the question already costs nothing more."""
+        if len(names) <= n:
+            return tuple(names)
+        fixed_bytes = self._each_answer_bytes()
+        plane_bytes = 1.0 if self._plane_mean_bytes is None else self._plane_mean_bytes
+        left = {name: self._waiting[name] for name in names}
+        # No value below 0: what is worth nothing must not win by being dear.
+        worth = {name: min(max(each.value, TINY), 1 / TINY) for name, each in left.items()}
+        inside: set[int] = set()
+        chosen: list[bytes] = []
+        while len(chosen) < n:
+            best = max(
+                left,
+                key=lambda name: worth[name] / (fixed_bytes + plane_bytes * len(left[name].planes - inside)),
+            )
+            inside.update(left.pop(best).planes)
+            chosen.append(best)
+        return tuple(chosen)
 
     def sent(self, ask_id: int, plan: AskPlan, payload_bytes: int, now_s: float) -> None:
         """A plan went on its way.
@@ -244,6 +286,8 @@ class Student:
         if self._pending >= self._max_pending:
             raise UsageError(f"{self._pending} questions are outstanding already; send only what `plan` gives")
         n = len(plan.digests)
+        planes = {plane for row in plan.rows for plane in _planes(row)}
+        self._plane_mean_bytes = _towards(self._plane_mean_bytes, payload_bytes / max(1, len(planes)))
         for name in plan.digests:
             waiting = self._waiting.get(name)
             if waiting is not None and not waiting.asked:
@@ -302,13 +346,35 @@ class Student:
         joined: list[tuple[int, F32]] = []
         for name, row in zip(sent.digests, q, strict=True):
             joined += self._learn(name, row)
+            self.fresh[name] = self._known[name]
+        while len(self.fresh) > self._capacity:
+            del self.fresh[next(iter(self.fresh))]
         return joined
 
-    def remember(self, obs: U8, q: F32) -> list[tuple[int, F32]]:
-        """Tell the student what is known from elsewhere, such as a checkpoint, so that it is not asked again.
+    def expected(self, ask_id: int) -> int | None:
+        """How many observations an answer would be about.
 
         Args:
-            obs: (H, W, C) uint8.
+            ask_id: of the question.
+
+        Returns:
+            Their number, or None where no answer is awaited: nobody asked, or it was answered.
+
+        Raises:
+            Nothing.
+
+        Source:
+            ours: an answer that nobody asked for is not worth decoding.
+
+        """
+        sent = self._asks.get(ask_id)
+        return None if sent is None else len(sent.digests)
+
+    def remember(self, name: bytes, q: F32) -> list[tuple[int, F32]]:
+        """Tell the student what is known from elsewhere, such as a file, so that it is not asked again.
+
+        Args:
+            name: digest of the observation.
             q: (A,) float32, a teacher's values for it.
 
         Returns:
@@ -321,7 +387,46 @@ class Student:
             ours: answers cost bytes, so a restart should not ask for them again.
 
         """
-        return self._learn(digest(obs.tobytes()), q)
+        return self._learn(name, q)
+
+    def forget_answers(self) -> None:
+        """Forget everything a teacher said, and what it was asked: neither is worth anything any more.
+
+        Raises:
+            Nothing.
+
+        Source:
+            ours: an answer under way is then one that nobody asked for.
+
+        """
+        self._known.clear()
+        self.fresh.clear()
+        for sent in self._asks.values():
+            self._release(sent.digests)
+        for ask_id in self._asks:
+            self._done[ask_id] = None
+        self._asks.clear()
+        self._pending = 0
+        self.counters.repeats = self.counters.contradictions = 0
+
+    def give_up(self, ask_id: int) -> None:
+        """A teacher refused a question: nothing more is awaited, but a true answer would still be taken.
+
+        Args:
+            ask_id: of the question; one that is not waiting changes nothing.
+
+        Raises:
+            Nothing.
+
+        Source:
+            ours: as `expire`, without waiting for what will not come.
+
+        """
+        sent = self._asks.get(ask_id)
+        if sent is not None and not sent.late:
+            sent.late = True
+            self._release(sent.digests)
+            self._pending -= 1
 
     def forget_transitions(self) -> None:
         """Forget which transitions are waiting, because their numbers now mean others; answers are kept.
@@ -376,11 +481,18 @@ class Student:
             return "answer-shape"
         if len(q) != len(sent.digests):
             return "answer-count"
-        return None if bool(np.isfinite(q).all()) else "answer-not-finite"
+        return None if bool((np.abs(q) < HUGE).all()) else "answer-not-finite"
 
     def _learn(self, name: bytes, row: F32) -> list[tuple[int, F32]]:
         row = np.array(row, np.float32)
         row.flags.writeable = False
+        former = self._known.get(name)
+        if former is not None:
+            self.counters.repeats += 1
+            size = float(np.abs(former).max(initial=0.0))
+            self.counters.contradictions += former.shape != row.shape or bool(
+                (np.abs(former - row) > SAME_FRAC * size).any()
+            )
         self._known[name] = row
         self._known.move_to_end(name)
         while len(self._known) > self._capacity:
@@ -420,6 +532,11 @@ class Student:
         """The oldest question given up is forgotten; those in time are at most `max_pending` and stay."""
         oldest = next(ask_id for ask_id, sent in self._asks.items() if sent.late)
         del self._asks[oldest]
+
+
+def _planes(row: U8) -> frozenset[int]:
+    """Names of the channels, which codecs send once a message; a mistaken one costs a byte or two."""
+    return frozenset(zlib.crc32(plane) for plane in np.ascontiguousarray(row.transpose(2, 0, 1)))
 
 
 def _towards(mean: float | None, sample: float) -> float:

@@ -8,6 +8,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from edgert.learn.dqn import softmax
+from edgert.learn.offpolicy import Gain
 from edgert.nets import F32
 
 Actions = npt.NDArray[np.integer]
@@ -22,12 +24,17 @@ class Limits(msgspec.Struct, frozen=True):
         rounding_regret_frac: what rounding to int8 may give away, by the float network's own judgement, as a share of
             the mean spread of its Q-values. Agreement of actions would refuse harmless choices between near equals.
         td_slack_frac: how much the mean absolute TD error may grow when no teacher can judge.
+        rounding_divergence: what rounding to int8 may move a policy's probabilities, as the mean divergence, in nats.
+        beat_frac: by what share the acting network's regret must be beaten. Above 0 after a roll-back, since what
+            passed for as good was not; without a teacher `td_slack_frac` is then taken away.
     """
 
     min_held_out: int = 50
     min_taught: int = 30
     rounding_regret_frac: float = 0.05
     td_slack_frac: float = 0.1
+    rounding_divergence: float = 0.02
+    beat_frac: float = 0.0
 
 
 class Evidence(NamedTuple):
@@ -44,6 +51,7 @@ class Evidence(NamedTuple):
         taught: (n,) bool.
         acting_td: (n,) absolute TD errors of the acting network, by targets from the acting network.
         candidate_td: (n,) absolute TD errors of the candidate, by the same targets.
+        gain: what the candidate would have earned more, off-policy; None where nobody looked.
     """
 
     installed: Actions
@@ -56,6 +64,23 @@ class Evidence(NamedTuple):
     taught: npt.NDArray[np.bool_]
     acting_td: F32
     candidate_td: F32
+    gain: Gain | None = None
+
+
+class PolicyEvidence(NamedTuple):
+    """What both networks of kind `policy` say to the same `n` held-out observations.
+
+    Attributes:
+        acting: (n, n_actions + 1) float32, the head of the acting network that answers, int8, exits as on the board.
+        candidate: (n, n_actions + 1) float32, of the candidate, likewise.
+        candidate_float: (n, n_actions + 1) float32, of the candidate's float network through the same exits.
+        gain: what the candidate would have earned more, off-policy; None where nobody looked.
+    """
+
+    acting: F32
+    candidate: F32
+    candidate_float: F32
+    gain: Gain | None = None
 
 
 class Verdict(NamedTuple):
@@ -102,7 +127,8 @@ def judge(evidence: Evidence, limits: Limits) -> Verdict:
 
     Returns:
         Named checks and the figures behind them. With enough taught observations the teacher judges (`regret`),
-        otherwise the temporal difference does (`td-error`).
+        otherwise the temporal difference does (`td-error`). `off-policy-return` refuses only on evidence; without
+        enough of it there is no figure `off_policy_gain`.
 
     Raises:
         Nothing.
@@ -127,11 +153,60 @@ def judge(evidence: Evidence, limits: Limits) -> Verdict:
             float(regret(teacher_q, actions[evidence.taught]).mean())
             for actions in (evidence.installed, evidence.acting, evidence.candidate)
         )
-        checks["regret"] = after <= before
+        checks["regret"] = after <= before * (1 - limits.beat_frac) and (after < before or not limits.beat_frac)
         checks["regret-installed"] = after <= installed  # or small steps back could add up
         detail |= {"regret_installed": installed, "regret_before": before, "regret_after": after}
     else:
         before_td, after_td = float(evidence.acting_td.mean()), float(evidence.candidate_td.mean())
-        checks["td-error"] = after_td <= before_td * (1 + limits.td_slack_frac)
+        slack_frac = 0.0 if limits.beat_frac else limits.td_slack_frac
+        checks["td-error"] = after_td <= before_td * (1 + slack_frac)
         detail |= {"td_before": before_td, "td_after": after_td}
+    _look_at(evidence.gain, checks, detail)
+    return Verdict(checks, detail)
+
+
+def _look_at(gain: Gain | None, checks: dict[str, bool], detail: dict[str, float]) -> None:
+    if gain is None:
+        return
+    checks["off-policy-return"] = not gain.harmful
+    detail["off_policy_n"] = float(gain.n)
+    if gain.gain is not None:
+        figures = {"off_policy_gain": gain.gain, "off_policy_error": gain.error, "off_policy_acting": gain.acting}
+        detail.update(figures)
+
+
+def judge_policy(evidence: PolicyEvidence, limits: Limits) -> Verdict:
+    """Look at a candidate that learns on-policy: is it sound, and is there evidence that it earns less?
+
+    No teacher is asked, and the candidate need not beat anything: it learns from what the acting network does, so one
+    that is held back a while is trained on ever older behaviour, and a student that is to overtake its teacher must be
+    allowed to disagree with it. It is near the acting network by construction; if it earns less all the same, the
+    trial that every network is on puts the former one back.
+
+    Args:
+        evidence: both networks on observations that the candidate was not trained on.
+        limits: how strict to be.
+
+    Returns:
+        Named checks and the figures behind them, as `judge`.
+
+    Raises:
+        Nothing.
+    Source:
+        ours; the divergence's direction is that of TRPO (Schulman et al. 2015, arXiv 1502.05477, equation 11).
+    """
+    n = len(evidence.candidate)
+    finite = bool(np.isfinite(evidence.candidate).all())
+    checks, detail = {"held-out": n >= limits.min_held_out, "finite": finite}, {"held_out": float(n)}
+    if not n or not finite:
+        return Verdict(checks, detail)
+    acting, candidate, in_float = (
+        softmax(heads[:, :-1]) for heads in (evidence.acting, evidence.candidate, evidence.candidate_float)
+    )
+    lost = float((in_float[0] * (in_float[1] - candidate[1])).sum(1).mean())
+    checks["rounding"] = lost <= limits.rounding_divergence
+    detail |= {"rounding_divergence": lost, "rounding_allowed": limits.rounding_divergence}
+    detail["changed"] = float((acting[0] * (acting[1] - candidate[1])).sum(1).mean())
+    detail["entropy"] = float(-(candidate[0] * candidate[1]).sum(1).mean())
+    _look_at(evidence.gain, checks, detail)
     return Verdict(checks, detail)

@@ -10,20 +10,28 @@ import numpy as np
 
 from edgert.errors import ArtifactError, UsageError
 from edgert.learn.dqn import Learner
-from edgert.learn.replay import Replay
 
-FORMAT = 1
+FORMAT = 2
 
 
-def pack(learner: Learner, replay: Replay, rng: np.random.Generator, *, schema: str, counters: dict[str, int]) -> bytes:
+def pack(
+    learner: Learner,
+    rng: np.random.Generator,
+    *,
+    newest_seq: int,
+    schema: str,
+    counters: dict[str, int],
+    tutor: bytes = b"",
+) -> bytes:
     """Freeze a training.
 
     Args:
         learner: network, target, moments and step count.
-        replay: only what teachers said is kept; the transitions themselves are in the ring, which has its own file.
         rng: the generator that samples.
+        newest_seq: of the replay; transitions are in the ring, and what teachers said has its own file, too.
         schema: hash of the network's description and of the observation and action schema.
         counters: non-negative totals to carry on.
+        tutor: what is thought of the teachers.
 
     Returns:
         CBOR bytes.
@@ -34,7 +42,6 @@ def pack(learner: Learner, replay: Replay, rng: np.random.Generator, *, schema: 
         ours: one generation holds weights, optimiser, chance, cursor and counters, because a resume that lacks one of
         them silently trains something else.
     """
-    seq, _, q = replay.taught()
     return cbor2.dumps(
         {
             "format": FORMAT,
@@ -42,10 +49,9 @@ def pack(learner: Learner, replay: Replay, rng: np.random.Generator, *, schema: 
             "steps": learner.steps,
             "arrays": {name: array.tobytes() for name, array in learner.arrays().items()},
             "rng": json.dumps(rng.bit_generator.state),
-            "newest_seq": replay.newest_seq,
-            "taught_seq": seq.astype("<i8").tobytes(),
-            "taught_q": q.astype("<f4").tobytes(),
+            "newest_seq": newest_seq,
             "counters": counters,
+            "tutor": tutor,
         }
     )
 
@@ -55,8 +61,9 @@ class Checkpoint:
 
     Attributes:
         steps: gradient steps taken.
-        newest_seq: the newest transition it had seen; replay up to it, then `restore`.
+        newest_seq: the newest transition it had seen; replay up to it.
         counters: as packed.
+        tutor: as packed.
     """
 
     def __init__(self, data: bytes, *, schema: str) -> None:
@@ -76,8 +83,7 @@ class Checkpoint:
             self.newest_seq = int(self._document["newest_seq"])
             self.counters = {str(name): int(total) for name, total in self._document["counters"].items()}
             self._arrays = {name: np.frombuffer(raw, np.float32) for name, raw in self._document["arrays"].items()}
-            self._taught_seq = np.frombuffer(self._document["taught_seq"], "<i8")
-            self._taught_q = np.frombuffer(self._document["taught_q"], "<f4")
+            self.tutor = bytes(self._document["tutor"])
             self._rng = json.loads(self._document["rng"])
         except (cbor2.CBORDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArtifactError(
@@ -89,16 +95,12 @@ class Checkpoint:
                 "it belongs to another policy"
             )
 
-    def restore(self, learner: Learner, replay: Replay, rng: np.random.Generator) -> int:
+    def restore(self, learner: Learner, rng: np.random.Generator) -> None:
         """Put everything back.
 
         Args:
             learner: overwritten.
-            replay: already filled from the ring; gets its teaching back where the transitions are still there.
             rng: overwritten.
-
-        Returns:
-            How many taught transitions found their place.
 
         Raises:
             ArtifactError: sizes that do not fit the network.
@@ -106,9 +108,7 @@ class Checkpoint:
             as `pack`.
         """
         try:
-            q = self._taught_q.reshape(len(self._taught_seq), learner.params.spec.n_actions)
             learner.restore(self._arrays, self.steps)
             rng.bit_generator.state = self._rng
         except (UsageError, ValueError, TypeError, KeyError) as error:
             raise ArtifactError(f"checkpoint does not fit: {error}; training starts from the bundle") from error
-        return sum(replay.teach(int(seq), row) for seq, row in zip(self._taught_seq, q, strict=True))

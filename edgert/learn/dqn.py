@@ -68,7 +68,10 @@ class Batch(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """Means over the batch (teacher losses: over its taught part) and over the exits, before weighting."""
+    """Means over the batch and over the exits, before weighting.
+
+    Those by the teacher are over the part that it taught, and 0 where it has no weight: then it is not looked at.
+    """
 
     total: float
     td: float
@@ -163,14 +166,17 @@ class Learner:
             max_grad_norm: the whole gradient is scaled down to this Euclidean norm.
 
         Raises:
-            UsageError: the loss is not finite (the parameters are then untouched).
+            UsageError: loss or gradient is not finite (the parameters are then untouched).
         Source:
             Adam: Kingma & Ba 2015 (arXiv 1412.6980) Algorithm 1; the norm: Pascanu et al. 2013 (arXiv 1211.5063).
         """
-        if not np.isfinite(loss):
-            raise UsageError(f"training loss is {loss} at step {self.steps}: rewards or teacher values are not finite")
         grad = self.grads.flat
         norm = float(np.sqrt(np.dot(grad, grad)))
+        if not (np.isfinite(loss) and np.isfinite(norm)):
+            raise UsageError(
+                f"training loss is {loss} with a gradient of {norm} at step {self.steps}: "
+                "rewards or teacher values are not finite"
+            )
         scale = min(1.0, max_grad_norm / norm) if norm > 0 else 1.0
         self.steps += 1
         kernels.adam(self.params.flat, grad, self.m, self.v, step=self.steps, lr=learning_rate, scale=scale)
@@ -264,7 +270,8 @@ def gradients(
     scratch = scratch or Scratch()
     y = td_targets(params, target, batch, hyper.gamma, micro_batch=hyper.micro_batch, scratch=scratch)
     tau = np.float32(hyper.temperature)
-    n_taught = int(np.count_nonzero(batch.taught))
+    told = batch.taught if hyper.distill_weight or hyper.match_weight else np.zeros_like(batch.taught)
+    n_taught = int(np.count_nonzero(told))
     td = distill = matched = confidence = 0.0
 
     def loss_gradient(outputs: dict[int, F32], part: slice) -> dict[int, F32]:
@@ -272,7 +279,7 @@ def gradients(
         nonlocal td, distill, matched, confidence
         action = batch.action[part]
         rows, best = np.arange(len(action)), outputs[n_exits - 1][:, :n_actions].argmax(1)
-        taught = np.flatnonzero(batch.taught[part])
+        taught = np.flatnonzero(told[part])
         teacher = batch.teacher_q[part][taught]
         wanted, log_wanted = softmax(teacher / tau) if len(taught) else (teacher, teacher)
         d_outputs: dict[int, F32] = {}

@@ -137,6 +137,41 @@ def choose(head: F32) -> Choice:
     return Choice(values.index(max(values)), confidence(logit_))
 
 
+class Drawn(NamedTuple):
+    """An action that was drawn, and the logarithm of the probability with which it was."""
+
+    action: int
+    log_prob: float
+
+
+def draw(head: F32, u: float) -> Drawn:
+    """Draw an action from what a head of a `policy` network says.
+
+    Args:
+        head: (n_actions + 1,) float32: logits, then the confidence logit or the value; finite, see `choose`.
+        u: uniform in 0..1, 1 excluded.
+
+    Returns:
+        The action and its log-probability.
+
+    Raises:
+        Nothing.
+    Source:
+        inversion of the distribution function (Devroye 1986, chapter III.2); plain Python, as `choose`.
+    """
+    logits = head.tolist()[:-1]
+    best = max(logits)
+    masses = [math.exp(value - best) for value in logits]
+    total = sum(masses)
+    left, action = u * total, 0
+    while left >= masses[action] and action < len(masses) - 1:
+        left -= masses[action]
+        action += 1
+    while masses[action] == 0.0:  # rounding carried us past the last that can be
+        action -= 1
+    return Drawn(action, logits[action] - best - math.log(total))
+
+
 def taken(heads: Mapping[int, F32], thresholds: Sequence[float]) -> npt.NDArray[np.int64]:
     """Which exit answers each observation of a batch.
 
@@ -257,9 +292,36 @@ def fit_thresholds(heads: Mapping[int, F32], regret_frac: float = 0.05) -> tuple
     q = heads[last][:, :-1]
     best, rows = q.max(1), np.arange(len(q))
     allowed = regret_frac * float((best - q.min(1)).mean()) if len(q) else 0.0
-    reaching, found = np.ones(len(q), bool), []
-    for k in range(last):
-        regret = best - q[rows, heads[k][:, :-1].argmax(1)]
-        found.append(fit_threshold(heads[k][reaching, -1], regret[reaching], allowed))
+    return _fit_each(heads, [best - q[rows, heads[k][:, :-1].argmax(1)] for k in range(last)], allowed)
+
+
+def fit_policy_thresholds(heads: Mapping[int, F32], delta: float = 0.05) -> tuple[float, ...]:
+    """The same for a network of kind `policy` whose actions are drawn.
+
+    Args:
+        heads: exit -> (n, n_actions + 1) float32, every exit, on observations that nothing was fitted to.
+        delta: mean divergence of the believed answers of an exit from the last exit's, in nats.
+
+    Returns:
+        (n_exits - 1) confidences 0..1.
+
+    Raises:
+        UsageError: heads of different lengths.
+    Source:
+        ours: an exit with the right favourite may still draw it half as often as the last exit does.
+    """
+    last, log = len(heads) - 1, []
+    for k in range(last + 1):
+        shifted = heads[k][:, :-1] - heads[k][:, :-1].max(1, keepdims=True)
+        log.append(shifted - np.log(np.exp(shifted).sum(1, keepdims=True)))
+    apart = [(np.exp(log[last]) * (log[last] - log[k])).sum(1) for k in range(last)]
+    return _fit_each(heads, apart, delta)
+
+
+def _fit_each(heads: Mapping[int, F32], losses: Sequence[F32], allowed: float) -> tuple[float, ...]:
+    """One exit after the other, each on what reaches it."""
+    reaching, found = np.ones(len(heads[0]), bool), []
+    for k, lost in enumerate(losses):
+        found.append(fit_threshold(heads[k][reaching, -1], lost[reaching], allowed))
         reaching &= heads[k][:, -1] < logit(found[-1])
     return tuple(found)

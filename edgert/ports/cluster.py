@@ -39,6 +39,9 @@ GAMES = {
     "pong": "ALE/Pong-v5",
     "boxing": "ALE/Boxing-v5",
     "drone": "edgert/Drone-v0",
+    "cartpole": "CartPole-v1",
+    "acrobot": "Acrobot-v1",
+    "lunarlander": "LunarLander-v3",
 }
 """What a game is called, here and in the names of its bundles -> gymnasium id."""
 WEAK = ("breakout", "space_invaders")

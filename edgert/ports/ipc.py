@@ -96,14 +96,15 @@ class Channel:
     Blocks: never, except in `wait`. Thread: the one that made it.
 
     Attributes:
-        malformed: frames received that could not be understood and were skipped. A length over `MAX_FRAME_BYTES`, or
+        malformed: frames received that could not be understood and were skipped. A length over `max_frame_bytes`, or
             nothing but nonsense for dozens of frames, ends the conversation.
         dropped: messages that were not sent, because the peer reads too slowly or is gone.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
-        """Take over a connected Unix stream socket."""
+    def __init__(self, sock: socket.socket, max_frame_bytes: int = MAX_FRAME_BYTES) -> None:
+        """Take over a connected Unix stream socket, on which no frame is longer than `max_frame_bytes`."""
         sock.setblocking(False)
+        self._max_frame_bytes = max_frame_bytes
         self.malformed = 0
         self.dropped = 0
         self._socket = sock
@@ -215,7 +216,7 @@ class Channel:
         start = 0
         while len(self._in) - start >= _LENGTH.size:
             (length_bytes,) = _LENGTH.unpack_from(self._in, start)
-            if length_bytes > MAX_FRAME_BYTES:
+            if length_bytes > self._max_frame_bytes:
                 # Without a trustworthy length there is no telling where the next frame begins.
                 self.malformed += 1
                 ended = True
@@ -284,13 +285,13 @@ def listen(path: str | os.PathLike[str], mode: int = 0o600) -> socket.socket:
     return listener
 
 
-def accept(listener: socket.socket) -> Channel | None:
+def accept(listener: socket.socket, max_frame_bytes: int = MAX_FRAME_BYTES) -> Channel | None:
     """The next waiting peer, or None when nobody waits (or it went away again)."""
     try:
         sock, _ = listener.accept()
     except OSError:
         return None
-    return Channel(sock)
+    return Channel(sock, max_frame_bytes)
 
 
 def connect(path: str | os.PathLike[str]) -> Channel | None:

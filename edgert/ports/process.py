@@ -26,7 +26,7 @@ from edgert.config import Config, parse
 from edgert.errors import ArtifactError, ConfigError, EdgertError, UsageError
 from edgert.ports import ipc
 from edgert.ports.store import store_error
-from edgert.values import Hello, Role, Swap, Told
+from edgert.values import Hello, Note, Role, Swap, Told
 
 RECONNECT_S = 0.5
 INSTALLED = "installed"
@@ -71,11 +71,14 @@ class Layout:
         control: socket on which children and command-line tools reach the supervisor.
         world: socket of the simulated plant.
         policy: socket for users' programs.
+        knowledge: socket on which users' programs ask teachers.
         ring: transitions, actor to trainer.
         spool: durable events.
         policies: folder of networks trained here.
         acting: which of them acts.
+        paused: there while a person has paused the training.
         checkpoints: folder of training checkpoints.
+        knowledge_cache: what teachers said.
         measured: which runtime is fastest here, as `edgert policy bench` found.
     """
 
@@ -85,9 +88,12 @@ class Layout:
         self.run, self.state = run, state
         self.bundle = Path(config.policy.bundle)
         self.control, self.world = run / "control.sock", run / "world.sock"
+        self.knowledge = run / "knowledge.sock"
         self.policy = Path(config.plant.socket) if config.plant.socket else run / "policy.sock"
         self.ring, self.spool = state / "ring.bin", state / "events.db"
         self.policies, self.acting = state / "policies", state / "policies" / "acting.json"
+        self.paused = state / "paused"
+        self.knowledge_cache = state / "knowledge.db"
         self.checkpoints, self.measured = state / "checkpoints", state / "runtime.json"
 
     def lock(self, role: str) -> Path:
@@ -130,29 +136,50 @@ def lock_holder(path: Path) -> int | None:
     return None
 
 
-def noted_network(layout: Layout) -> tuple[Swap | None, str]:
-    """The network that acted last by the note of `control.Commit`, and what is wrong with that note.
+def read_note(layout: Layout) -> tuple[Note | None, str]:
+    """The note of `bus.Commit`, which network acts, and what is wrong with it.
 
     Returns:
-        The network, or None where there is no note or it cannot be believed; and why not, empty where all is well.
+        The note; None where there is none. One whose network cannot be believed says that the installed one acts, and
+        still which never may; and why, empty where all is well.
     """
     try:
-        swap = msgspec.json.decode(layout.acting.read_bytes(), type=Swap)
-        data = Path(swap.path).read_bytes()
-    except FileNotFoundError as error:
-        return None, f"{layout.acting}: {error.filename} is gone" if layout.acting.exists() else ""
+        note = msgspec.json.decode(layout.acting.read_bytes(), type=Note)
+    except FileNotFoundError:
+        return None, ""
     except (OSError, ValueError, msgspec.MsgspecError) as error:
         return None, f"{layout.acting}: {error}"
-    if hashlib.sha256(data).hexdigest() != swap.sha256:
-        return None, f"{layout.acting}: {swap.path} is not the file that was noted: its sha256 differs"
+    fault = _fault_of(layout, note) if note.generation else ""
+    return (Note(0, "", "", refused=note.refused) if fault else note), fault
+
+
+def noted_network(layout: Layout) -> tuple[Swap | None, str]:
+    """The network that acted last by the note, and what is wrong with that note.
+
+    Returns:
+        The network, or None where the installed one acts; and why, empty where all is well.
+    """
+    note, fault = read_note(layout)
+    return (Swap(note.generation, note.path, note.sha256) if note and note.generation else None), fault
+
+
+def _fault_of(layout: Layout, note: Note) -> str:
+    try:
+        data = Path(note.path).read_bytes()
+    except FileNotFoundError:
+        return f"{layout.acting}: {note.path} is gone"
+    except OSError as error:
+        return f"{layout.acting}: {error}"
+    if hashlib.sha256(data).hexdigest() != note.sha256:
+        return f"{layout.acting}: {note.path} is not the file that was noted: its sha256 differs"
     try:
         grown_from = read(data).manifest.provenance.get(INSTALLED)
         installed = identity(read(layout.bundle.read_bytes()).manifest)
     except (OSError, ArtifactError):
-        return swap, ""  # whoever loads them says what is wrong with them
+        return ""  # whoever loads them says what is wrong with them
     if grown_from not in (None, installed):
-        return None, f"{layout.acting}: {swap.path} grew from another bundle than {layout.bundle}"
-    return swap, ""
+        return f"{layout.acting}: {note.path} grew from another bundle than {layout.bundle}"
+    return ""
 
 
 def identity(manifest: Manifest) -> str:

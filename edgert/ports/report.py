@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from edgert.errors import StoreError, UsageError
-from edgert.ports.screen import amount, number, percent
+from edgert.ports.screen import amount, binned, number, percent
 from edgert.ports.store import write_atomic
 
 RUNNING_MEAN = 10
+LEARNING_BINS = 24
 _BLUE, _ORANGE, _GREEN, _RED, _GREY = "#2f6db5", "#d9822b", "#3a8f5c", "#c0392b", "#9aa3ad"
 _SHADES = ("#a8c8ea", "#5b95d1", "#24568f", "#12304f")
 _STYLE: Any = {
@@ -95,6 +96,12 @@ def render(document: Mapping[str, Any]) -> str:
             "One dot an episode, its running mean, and a line where a network trained on the device took over.",
             _returns,
         ),
+        (
+            "Learning",
+            "Mean return and its quartiles over time, how far the teacher was trusted, and where networks took over or "
+            "were rolled back, with the generation that acts from there on.",
+            _learning,
+        ),
         ("Decisions", "Decisions a second against the nominal rate, and the ticks missed so far.", _decisions),
         ("Exits", "Which exit answered, for each network that acted.", _exits),
         ("Latency", "Observation in hand to action chosen, over the last minute.", _latency),
@@ -164,8 +171,8 @@ def _totals(devices: Mapping[str, Mapping[str, Any]]) -> str:
         ),
         ("bytes to / from teachers", lambda t: f"{amount(t['ask_bytes'])} / {amount(t['answer_bytes'])}"),
         (
-            "networks offered / accepted / swapped in",
-            lambda t: f"{t['candidates']:,.0f} / {t['accepted']:,.0f} / {t['swaps']}",
+            "networks offered / accepted / swapped in / rolled back",
+            lambda t: f"{t['candidates']:,.0f} / {t['accepted']:,.0f} / {t['swaps']} / {t.get('rolled_back', 0)}",
         ),
         ("events recorded / arrived", lambda t: f"{text(t['events_recorded'])} / {t['events_arrived']}"),
         ("resident memory, at most", lambda t: ", ".join(f"{k} {amount(v)}" for k, v in t["rss_bytes"].items())),
@@ -234,8 +241,19 @@ def _rates(series: Mapping[str, Any], name: str, clock: str = "t_s", window: int
 
 
 def _swaps(panel: Any, device: Mapping[str, Any]) -> None:
-    for i, swap in enumerate(device["swaps"]):
-        panel.axvline(swap["t_s"], color=_GREEN, linewidth=1, alpha=0.8, label="new network" if i == 0 else None)
+    """A line where another network took over; back to a former one in red."""
+    labels = {"new network": _GREEN, "rolled back": _RED}
+    acting = 0
+    for swap in device["swaps"]:
+        generation = swap.get("generation", acting + 1)
+        if generation == acting or not swap.get("ok", True):
+            continue  # taken up again by an actor that was restarted
+        label = "new network" if generation > acting else "rolled back"
+        style = "-" if generation > acting else "--"
+        shown = label if label in labels else None
+        colour = labels.pop(label, _GREEN if generation > acting else _RED)
+        panel.axvline(swap["t_s"], color=colour, linewidth=1, alpha=0.8, linestyle=style, label=shown)
+        acting = generation
 
 
 def _returns(panel: Any, device: Mapping[str, Any]) -> None:
@@ -249,6 +267,35 @@ def _returns(panel: Any, device: Mapping[str, Any]) -> None:
         ]
         panel.plot(times, means, color=_BLUE, linewidth=1.8, label=f"mean of {RUNNING_MEAN}")
     _legend(panel)
+
+
+def _learning(panel: Any, device: Mapping[str, Any]) -> None:
+    panel.set_ylabel("return")
+    _swaps(panel, device)
+    times = device["series"]["t_s"]
+    elapsed_s = max([t for t, _ in device["returns"]] + [times[-1] if times else 0.0, 1.0])
+    # Minutes where there are enough of them to see a curve, shorter bins in a short run.
+    curve = binned(device["returns"], min(60.0, elapsed_s / LEARNING_BINS))
+    if curve:
+        middles = [t for t, _ in curve]
+        low, high, mean = (list(column) for column in zip(*(figures for _, figures in curve), strict=True))
+        panel.fill_between(middles, low, high, color=_BLUE, alpha=0.15, linewidth=0, label="middle half")
+        panel.plot(middles, mean, color=_BLUE, linewidth=1.8, marker="o", markersize=3, label="mean return")
+    top, generation = panel.get_xaxis_transform(), 0
+    for swap in device["swaps"]:
+        if swap.get("ok", True) and swap.get("generation", 0) != generation:
+            generation = swap["generation"]
+            panel.text(swap["t_s"], 1.0, f" {generation}", transform=top, va="top", fontsize=7, color=_GREY)
+    if any(value is not None for value in device["series"].get("trust", [])):
+        other = _second(panel, "trust", _ORANGE)
+        _lines(other, device["series"], "trust", color=_ORANGE, linewidth=1.2, label="trust in the teacher")
+        other.set_ylim(0, 1.05)
+        _legend(panel, other)
+    else:
+        _legend(panel)
+    if legend := panel.get_legend():
+        legend.set_frame_on(True)
+        legend.get_frame().set(alpha=0.85, edgecolor="none")
 
 
 def _decisions(panel: Any, device: Mapping[str, Any]) -> None:

@@ -8,8 +8,9 @@ Layout, little-endian: one page of header, then `capacity` slots; record `seq` (
 `(seq - 1) % capacity`.
 
     header  magic 8s, version u32, capacity u32, slot bytes u32, obs shape 3 x u32 (HWC), sha256 of the schema, crc32;
-            at byte 128: u64 number of a recent record, a hint
-    slot    seq u64, episode u32, action i32, reward f32, flags u8, exit u8, 2 pad, obs uint8, crc32, pad to 8
+            at byte 128: u64 number of a recent record, a hint; at byte 136: u64 as far as the reader is done
+    slot    seq u64, episode u32, action i32, reward f32, flags u8, exit u8, 2 pad, log-probability f32, obs uint8,
+            crc32, pad to 8
 """
 
 from __future__ import annotations
@@ -35,14 +36,15 @@ EXPLORED = 4
 SAFE = 8
 
 _MAGIC = b"edgering"
-_VERSION = 1
+_VERSION = 2
 _HEADER = struct.Struct("<8sIII3I32s")
 _HEADER_BYTES = 4096
 _HINT_AT = 128
+_DONE_AT = 136
 _UNMAP_EVERY = 1024  # records; pages already written stay in the page cache and need not count as this process's
 _CRC = struct.Struct("<I")
 _SEQ = struct.Struct("<Q")
-_RECORD = struct.Struct("<QIifBB2x")
+_RECORD = struct.Struct("<QIifBB2xf")
 
 
 def _slot_bytes(obs_bytes: int) -> int:
@@ -118,6 +120,7 @@ class RingWriter:
         reward: float,
         flags: int,
         exit: int,
+        log_prob: float = math.nan,
     ) -> int:
         """Write one record over the oldest.
 
@@ -128,6 +131,8 @@ class RingWriter:
             reward: within the range of float32.
             flags: sum of TERMINATED, TRUNCATED, EXPLORED, SAFE.
             exit: 0..255.
+            log_prob: logarithm of the probability with which this action was chosen here; not a number where nobody
+                can say.
 
         Returns:
             Its number.
@@ -140,7 +145,7 @@ class RingWriter:
         if view.nbytes != self._obs_bytes or not view.c_contiguous:
             raise UsageError(f"observation of {view.nbytes} bytes; the ring holds {self._obs_bytes} (C order, uint8)")
         try:
-            head = _RECORD.pack(seq, episode, action, reward, flags, exit)
+            head = _RECORD.pack(seq, episode, action, reward, flags, exit, log_prob)
         except (struct.error, OverflowError) as error:
             told = f"episode={episode} action={action} reward={reward} flags={flags} exit={exit}"
             raise UsageError(f"ring record out of range: {told}: {error}") from error
@@ -153,6 +158,10 @@ class RingWriter:
         self.newest_seq = seq
         self.newest_episode = episode
         return seq
+
+    def done_seq(self) -> int:
+        """The number up to which the reader said it is done; 0 when it never did."""
+        return int(_SEQ.unpack_from(self._map, _DONE_AT)[0])
 
     def close(self) -> None:
         """Unmap the file; the kernel writes it back in its own time."""
@@ -205,6 +214,7 @@ class Records:
         reward: (N,) float32.
         flags: (N,) uint8, sums of TERMINATED, TRUNCATED, EXPLORED, SAFE.
         exit: (N,) uint8.
+        log_prob: (N,) float32, of the action where it was chosen; not a number where nobody can say.
         obs: (N, H, W, C) uint8.
         left_out: numbers asked for and used up, but torn or overwritten by now, or the hole that a writer leaves each
             time it opens the file: one a restart of the actor is no loss.
@@ -216,6 +226,7 @@ class Records:
     reward: npt.NDArray[np.float32]
     flags: npt.NDArray[np.uint8]
     exit: npt.NDArray[np.uint8]
+    log_prob: npt.NDArray[np.float32]
     obs: npt.NDArray[np.uint8]
     left_out: int
 
@@ -288,6 +299,21 @@ class RingReader:
         columns = {name: np.ascontiguousarray(rows[name]) for name in _COLUMNS}
         return Records(**columns, left_out=wanted - len(sound))
 
+    def done(self, seq: int) -> None:
+        """Tell a writer that waits for us how far we are; without a ring, or where none may write, nobody is told.
+
+        Blocks: never; a system call or three.
+        """
+        try:
+            fd = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC)
+        except OSError as error:
+            self.problem = str(store_error(error, "write", self._path))
+            return
+        try:
+            os.pwrite(fd, _SEQ.pack(seq), _DONE_AT)
+        finally:
+            os.close(fd)
+
     def close(self) -> None:
         """Let the file go; `newest_seq` and `read` open it again."""
         # The map goes with its last view.
@@ -338,8 +364,8 @@ class RingReader:
         if slot_bytes != _slot_bytes(obs_bytes) or size_bytes != _HEADER_BYTES + capacity * slot_bytes:
             return f"{name}: {size_bytes} bytes do not fit its header"
         names = [*_COLUMNS]
-        formats = ["<u8", "<u4", "<i4", "<f4", "u1", "u1", ("u1", obs_shape)]
-        offsets = [0, 8, 12, 16, 20, 21, _RECORD.size]
+        formats = ["<u8", "<u4", "<i4", "<f4", "u1", "u1", "<f4", ("u1", obs_shape)]
+        offsets = [0, 8, 12, 16, 20, 21, 24, _RECORD.size]
         self._layout = np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": slot_bytes})
         self._map = mmap.mmap(fd, size_bytes, prot=mmap.PROT_READ)
         flat = np.frombuffer(self._map, np.uint8, count=capacity * slot_bytes, offset=_HEADER_BYTES)
@@ -349,4 +375,4 @@ class RingReader:
         return None
 
 
-_COLUMNS = ("seq", "episode", "action", "reward", "flags", "exit", "obs")
+_COLUMNS = ("seq", "episode", "action", "reward", "flags", "exit", "log_prob", "obs")

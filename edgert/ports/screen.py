@@ -19,6 +19,8 @@ import msgspec
 RATE_WINDOW_S = 5.0
 MEAN_EPISODES = 10
 PROCESSES = ("supervisor", "actor", "trainer")
+CURVE = 20
+"""Bars of a sparkline."""
 _RAMP = "▁▂▃▄▅▆▇█"
 
 
@@ -33,6 +35,9 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
         ask_bytes, answer_bytes: to and from teachers, since the supervisor started.
         max_exit, train_steps_hz, teacher_bytes_per_s: the budget.
         faults: named fault -> count, all processes together.
+        trust: weight of the teacher, 0..1.
+        rolled_back: networks that were taken back since the supervisor started.
+        idle_because: why nothing is learned now; empty while something may be.
     """
 
     t_s: float
@@ -71,6 +76,9 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     battery_frac: float | None = None
     power_w: float | None = None
     faults: dict[str, int] = {}
+    trust: float | None = None
+    rolled_back: int = 0
+    idle_because: str = ""
 
 
 def grown(column: Sequence[float | None]) -> float:
@@ -97,7 +105,7 @@ class History:
         """Take in a status document.
 
         Args:
-            status: of `control.status`, with the supervisor's own cost.
+            status: of `status.document`, with the supervisor's own cost.
             at_s: when it was written, seconds since the Unix epoch.
         """
         self.status = dict(status)
@@ -138,6 +146,7 @@ def _sample(
     for source in (actor.get("faults"), trainer.get("faults"), own.get("link_faults")):
         for fault, count in (source or {}).items():
             faults[fault] = faults.get(fault, 0) + count
+    training = status.get("training") or {}
     budget, board, link = status.get("budget") or {}, status.get("board") or {}, status.get("link") or {}
     # A report of zeros before the first decision is no latency.
     decided = bool(sum(actor.get("exits", [])))
@@ -166,6 +175,9 @@ def _sample(
         rtt_s=link.get("rtt_s"),
         **{name: board.get(name) for name in ("load_frac", "temp_c", "battery_frac", "power_w")},
         faults=faults,
+        trust=trainer.get("trust"),
+        rolled_back=counters.get("networks-rolled-back", 0),
+        idle_because=training.get("idle_because", ""),
     )
 
 
@@ -190,7 +202,37 @@ def amount(value: float | None) -> str:
     return f"{value:,.1f} GiB"
 
 
-def spark(values: Sequence[float], width: int = 20) -> str:
+def per_minute(points: Sequence[tuple[float, float]]) -> list[float]:
+    """The mean of each minute in which there was anything.
+
+    Args:
+        points: (second, value) pairs in order.
+    """
+    return [mean for _, (*_, mean) in binned(points, 60.0)]
+
+
+def binned(points: Sequence[tuple[float, float]], width_s: float) -> list[tuple[float, tuple[float, float, float]]]:
+    """Figures over time, a bin each: what a learning curve is drawn of.
+
+    Args:
+        points: (second, value) pairs in order.
+        width_s: of a bin; bins begin at multiples of it.
+
+    Returns:
+        (middle of the bin in seconds, (lower quartile, upper quartile, mean)), for each bin that is not empty.
+    """
+    bins: dict[int, list[float]] = {}
+    for t_s, value in points:
+        bins.setdefault(int(t_s // width_s), []).append(value)
+    drawn = []
+    for k, values in sorted(bins.items()):
+        ranked = sorted(values)
+        low, high = (ranked[min(len(ranked) - 1, int(share * len(ranked)))] for share in (0.25, 0.75))
+        drawn.append(((k + 0.5) * width_s, (low, high, sum(values) / len(values))))
+    return drawn
+
+
+def spark(values: Sequence[float], width: int = CURVE) -> str:
     """The last values as a row of little bars."""
     shown = list(values)[-width:]
     low, high = min(shown, default=0.0), max(shown, default=0.0)
@@ -255,14 +297,39 @@ def cells(history: History, fancy: bool = False) -> list[tuple[str, str]]:
         ("teacher", f"{last.answered or 0} of {last.asked or 0} answered, {last.joined or 0} joined"),
         ("bytes", f"{amount(up_bytes)} up, {amount(down_bytes)} down"),
         ("training", f"{last.steps or 0} steps, {number(history.rate('steps'))}/s, loss {number(last.loss, digits=4)}"),
+        ("learning", _learning(history, fancy)),
         ("networks", f"{last.accepted or 0} of {last.candidates or 0} passed, generation {last.generation} acts"),
         ("swaps", swapped),
     ]
+    if last.rolled_back:
+        rows.append(("rolled back", f"{last.rolled_back}; generations {_refused(policy)} never act again"))
     if restarts:
         rows.append(("restarts", ", ".join(f"{role} {count}" for role, count in restarts.items())))
     if last.faults:
         rows.append(("faults", ", ".join(f"{fault} {count}" for fault, count in sorted(last.faults.items()))))
     return rows
+
+
+def _learning(history: History, fancy: bool) -> str:
+    """The learning curve in one line: returns by the minute, what the teacher is trusted with, the loss."""
+    last, minutes = history.samples[-1], per_minute(list(history.returns))
+    parts = []
+    if minutes:
+        curve = f" {spark(minutes)}" if fancy and len(minutes) > 1 else ""
+        parts.append(f"return a minute {number(minutes[0])} → {number(minutes[-1])}{curve}")
+    if last.trust is not None:
+        parts.append(f"trust {last.trust:.2f}")
+    losses = [sample.loss for sample in history.samples if sample.loss is not None]
+    if fancy and len(losses) > 1:
+        stride = max(1, len(losses) // CURVE)
+        parts.append(f"loss {spark(losses[::-1][::stride][::-1])}")
+    if last.idle_because:
+        parts.append(f"idle: {last.idle_because}")
+    return ", ".join(parts) or "-"
+
+
+def _refused(policy: Mapping[str, Any]) -> str:
+    return ", ".join(map(str, policy.get("refused") or [])) or "-"
 
 
 def _ms(value_s: float | None) -> str:

@@ -16,6 +16,7 @@ os.environ.setdefault(
 import gc
 import hashlib
 import logging
+import math
 import sys
 import threading
 import time
@@ -68,6 +69,9 @@ SLOW_DOWN = 0.9
 DOUBT = 0.998
 """What is left, a tick, of the cost of an exit that was shunned because of it: only running it could tell that it is
 fast again. Close to 1, since trying an exit that is still too slow misses a deadline."""
+LOCKSTEP_LAG = 64
+"""Transitions that training may be behind when the plant waits for it."""
+LOCKSTEP_PAUSE_S = 0.0005
 PATIENCE_MAX = 64
 """How many times slower than by `DOUBT` that cost fades at most: it doubles with every trial that was late."""
 
@@ -95,6 +99,7 @@ class Former(NamedTuple):
     episode: int
     stream: int
     flags: int
+    log_prob: float
 
 
 class Held(NamedTuple):
@@ -104,6 +109,7 @@ class Held(NamedTuple):
     exit: int
     confidence: float | None
     left: int
+    log_prob: float
 
 
 class Loader(threading.Thread):
@@ -186,8 +192,11 @@ class Actor:
             log.warning("%s was broken, or of another size or schema: it begins anew", layout.ring)
             self.parent.send(Happened("ring-begun-anew", {"path": str(layout.ring)}), keep=True)
         self.loader = Loader(schema_hash(manifest), self.n_exits, config.policy.runtime, layout.measured)
+        self.loading = 0
+        self.lockstep_s = 0.0
         self.runtime: Runtime | None = None
         self.generation = 0
+        self.network: Swap | None = None
         self.born_s = started_monotonic_s()
         self.first_action_s: float | None = None
         self.ticks = self.missed = self.safe = 0
@@ -197,6 +206,9 @@ class Actor:
         self.latencies_s = np.zeros(LATENCIES)
         self.episodes = 0
         self.returns: deque[float] = deque(maxlen=RETURNS_TOLD)
+        self.played: deque[int | None] = deque(maxlen=RETURNS_TOLD)
+        self.player: int | None = None  # of the episode under way, from its first decision on
+        self.reward, self.rewarded = 0.0, 0
         self.met_plant = False
         self.episode_return = 0.0
         self.return_known = False  # not when an episode was joined in its middle, or a reward of it was missed
@@ -225,7 +237,7 @@ class Actor:
             0; 75 when the supervisor stayed away too long.
         """
         self.loader.start()
-        self.loader.ask(first)
+        self._load(first)
         next_s = report_s = time.monotonic()
         told_acting = False
         while not stopping:
@@ -240,7 +252,7 @@ class Actor:
                 next_s += self.period_s
                 observation = self.plant.observe(0.0)
             else:
-                observation = self.plant.observe(self.period_s)
+                observation = None if self._stands_still() else self.plant.observe(self.period_s)
                 due_s = time.monotonic() + self.deadline_s
             if observation is not None or self.plant.paced:
                 self._tick(observation, due_s)
@@ -267,10 +279,33 @@ class Actor:
         self.parent.close()
         return 0 if stopping else 75
 
+    def _load(self, swap: Swap) -> None:
+        self.loading += 1
+        self.loader.ask(swap)
+
+    def _stands_still(self) -> bool:
+        """In lockstep nothing moves before its time, while a network is loaded, or while training is behind."""
+        hz = self.config.plant.lockstep_hz
+        if hz == 0:
+            return False
+        now_s = time.monotonic()
+        behind = self.config.learn.enabled and self.ring.newest_seq - self.ring.done_seq() > LOCKSTEP_LAG
+        if now_s < self.lockstep_s or self.loading or behind:
+            time.sleep(LOCKSTEP_PAUSE_S)
+            return True
+        self.lockstep_s = max(self.lockstep_s, now_s - 1 / hz) + 1 / hz
+        return False
+
+    def _explore_frac(self) -> float:
+        """As configured, by the transitions recorded so far, also those before a restart."""
+        policy = self.config.policy
+        left = max(0.0, 1 - self.ring.newest_seq / policy.explore_transitions) if policy.explore_transitions else 0.0
+        return policy.explore_frac + left * (policy.explore_from_frac - policy.explore_frac)
+
     def _tick(self, observation: Observation | None, due_s: float) -> None:
         """One decision: the action leaves before anything is written down."""
         started_s = time.monotonic()
-        action, exit_, confidence, flags = self.manifest.safe_action, 0, None, SAFE
+        action, exit_, confidence, flags, log_prob = self.manifest.safe_action, 0, None, SAFE, math.nan
         self.met_plant = self.met_plant or observation is not None
         held, self._held = self._held if self._goes_on(observation) else None, None
         if observation is None:
@@ -282,22 +317,24 @@ class Actor:
                     inference = self.runtime.infer(observation.obs, self._within(due_s - started_s))
                     chosen = exits.choose(inference.head)
                     left = hold.more(self._rule, inference.exit, float(inference.head[-1]))
-                    now = Held(chosen.action, inference.exit, chosen.confidence, left)
-                else:
-                    now = held._replace(left=held.left - 1)
-                action, confidence, exit_, flags = now.action, now.confidence, now.exit, 0
+                    drawn = exits.Drawn(chosen.action, 0.0)
+                    if self._draws():
+                        drawn, left = exits.draw(inference.head, self.rng.random()), 0
+                    now = Held(drawn.action, inference.exit, chosen.confidence, left, drawn.log_prob)
+                else:  # decided by another observation than this one
+                    now = held._replace(left=held.left - 1, log_prob=math.nan)
+                action, confidence, exit_, flags, log_prob = now.action, now.confidence, now.exit, 0, now.log_prob
                 self._held = now if now.left else None
             except ArtifactError as error:
                 self._fault("output-not-finite")
                 if self.faults["output-not-finite"] == 1:  # at the control rate it would fill the disk with logs
                     log.error("%s: safe action", error)
-            if (
-                flags == 0
-                and self.config.policy.explore_frac > 0
-                and self.rng.random() < self.config.policy.explore_frac
-            ):
-                action, flags = int(self.rng.integers(self.manifest.action.n)), EXPLORED
-                self._held = None  # where chance leads, what was decided before need not hold
+            if flags == 0 and not self._draws() and (explore_frac := self._explore_frac()) > 0:
+                greedy, by_chance = action, explore_frac / self.manifest.action.n
+                if self.rng.random() < explore_frac:
+                    action, flags = int(self.rng.integers(self.manifest.action.n)), EXPLORED
+                    self._held = None  # where chance leads, what was decided before need not hold
+                log_prob += math.log(by_chance + (action == greedy) * (1 - explore_frac))
         decided_s = time.monotonic()
         self.plant.apply(action, exit=exit_, confidence=confidence, generation=self.generation)
 
@@ -320,7 +357,11 @@ class Actor:
                 self.first_action_s = decided_s - self.born_s
         self.ticks += 1
         self.missed += decided_s > due_s
-        self._remember(observation, action, exit_, flags)
+        self._remember(observation, action, exit_, flags, log_prob)
+
+    def _draws(self) -> bool:
+        """Actions are drawn from a policy that learns from what its own chance does; else the best is taken."""
+        return self.acting.kind == "policy" and self.config.learn.enabled
 
     def _goes_on(self, observation: Observation | None) -> bool:
         """The observation follows from the action before, in the same episode."""
@@ -344,7 +385,7 @@ class Actor:
                 self.costs_s[shunned] *= DOUBT ** (1 / self.patience[shunned])
         return exits.effective_thresholds(self.thresholds, deepest)
 
-    def _remember(self, observation: Observation | None, action: int, exit_: int, flags: int) -> None:
+    def _remember(self, observation: Observation | None, action: int, exit_: int, flags: int, log_prob: float) -> None:
         """Write the previous transition, now that it is known what came of it.
 
         When what followed was not seen (a missed observation, another client, a world that was restarted), the record
@@ -359,6 +400,7 @@ class Actor:
                 reward = observation.reward
                 ended = TERMINATED * observation.terminated | TRUNCATED * observation.truncated
                 self.episode_return += reward
+                self.reward, self.rewarded = self.reward + reward, self.rewarded + 1
             self.ring.append(
                 former.obs,
                 episode=former.episode,
@@ -366,10 +408,12 @@ class Actor:
                 reward=reward,
                 flags=former.flags | ended,
                 exit=former.exit,
+                log_prob=former.log_prob,
             )
             if seen and ended and self.return_known:
                 self.episodes += 1
                 self.returns.append(self.episode_return)
+                self.played.append(self.player)
         self._previous = None
         self.return_known = self.return_known and seen
         if observation is not None:
@@ -377,8 +421,9 @@ class Actor:
             newcomer = former is not None and observation.stream != former.stream and observation.action is None
             if observation.seq == 1 or ends or newcomer:
                 self.return_known, self.episode_return = True, 0.0
+                self.player = self.generation if self.runtime is not None else None
             self._previous = Former(
-                observation.obs.copy(), action, exit_, observation.episode, observation.stream, flags
+                observation.obs.copy(), action, exit_, observation.episode, observation.stream, flags, log_prob
             )
 
     def _heed(self, told: Told) -> None:
@@ -391,7 +436,7 @@ class Actor:
                 self._obey(told)
             case Swap():
                 self.missed_at_swap = self.missed
-                self.loader.ask(told)
+                self._load(told)
             case _:
                 pass
 
@@ -446,16 +491,18 @@ class Actor:
             made = self.loader.done.get_nowait()
         except Empty:
             return
+        self.loading = max(0, self.loading - 1)
         if made.runtime is None or made.policy is None:
             self._fault("policy-refused")
             log.error("generation %d refused: %s", made.swap.generation, made.why)
             if self.runtime is None and made.swap.generation:
-                self.loader.ask(Swap(0, self.config.policy.bundle, ""))
+                self._load(Swap(0, self.config.policy.bundle, ""))
         else:
             former, self.runtime = self.runtime, made.runtime
             for k, cost_s in enumerate(made.costs_s):
                 self.costs_s[k] = self.costs_s[k] or cost_s  # what was met while acting is the better figure
-            self.generation = made.swap.generation
+            self.generation, self.network = made.swap.generation, made.swap
+            self.player = None
             self.acting, self._held = made.policy.manifest, None
             try:
                 self._settle(self.acting, self.order)
@@ -502,6 +549,10 @@ class Actor:
             operating=self.setting.operating,
             point=self.setting.point,
             has_frontier=self.acting.frontier is not None and self.config.policy.thresholds is None,
+            network=self.network,
+            played=list(self.played),
+            reward=self.reward,
+            rewarded=self.rewarded,
         )
 
 
@@ -525,7 +576,7 @@ def open_plant(config: Config, layout: Layout, manifest: Manifest) -> Plant:
     if config.plant.kind == "simulated":
         from edgert.ports.plant.simulated import SimulatedPlant
 
-        return SimulatedPlant(layout.world, manifest.observation.shape)
+        return SimulatedPlant(layout.world, manifest.observation.shape, paced=config.plant.lockstep_hz == 0)
     from edgert.ports.plant.local import LocalPlant
 
     return LocalPlant(layout.policy, manifest.observation.shape, manifest.action.n)

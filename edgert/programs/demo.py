@@ -211,6 +211,7 @@ def summarise(
         "events_recorded": recorded,
         "events_waiting": waiting,
         "swaps": sum(e.name == "swapped" for e in events),
+        "rolled_back": sum(e.name == "policy-rolled-back" for e in events),
         "faults": dict(samples[-1].faults) if samples else {},
     }
     for name in ("steps", "asked", "answered", "joined", "candidates", "accepted", "ask_bytes", "answer_bytes"):

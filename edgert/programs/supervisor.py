@@ -25,13 +25,15 @@ from edgert.config import Config
 from edgert.errors import ArtifactError, ConfigError, LinkError, StoreError, UsageError
 from edgert.ports import ipc
 from edgert.ports.board import Board, open_board
+from edgert.ports.desk import Desk
 from edgert.ports.link import LinkDown, LinkUp, Received, parse_url
 from edgert.ports.mqtt import Mqtt
 from edgert.ports.notify import Notifier
-from edgert.ports.process import Layout, Stopping, lock_holder, noted_network, read_bundle, run_role, usage
+from edgert.ports.process import Layout, Stopping, lock_holder, read_bundle, read_note, run_role, usage
 from edgert.ports.spool import Spool
 from edgert.ports.store import write_atomic
-from edgert.values import Hello, Reading, Role, StatusReply, StatusRequest, Stop
+from edgert.status import document, refusal
+from edgert.values import Hello, Reading, Role, StatusReply, StatusRequest, Stop, TrainOrder, TrainReply
 
 TELEMETRY_S = 1.0
 STOP_S, TERM_S, KILL_S = 8.0, 2.0, 1.0
@@ -68,34 +70,39 @@ class Supervisor:
         self.config, self.config_path, self.layout = config, config_path, layout
         self.session = os.urandom(8).hex()
         self.store_faults: dict[str, int] = {}
+        self.pause_fault = ""  # why a restart would not find what a person said last
         self.owes_ready = False  # the brain says it once; the service manager may be too busy to take it
         self.spool = Spool(layout.spool, config.spool.max_bytes)
         self.board: Board = open_board(config)
         self.notifier = Notifier.from_environment()
         self.listener = ipc.listen(layout.control)
+        self.desk = Desk(layout.knowledge)
+        self.askers: tuple[int, ...] = ()
         self.channels: dict[ipc.Channel, Role | None] = {}
         self.processes: dict[Role, subprocess.Popen[bytes]] = {}
         self.watched: dict[int, tuple[Role, int]] = {}  # pidfd -> role and pid, ours or adopted
         now_s = time.monotonic()
         roles: tuple[Role, ...] = ("world", "actor", "trainer")
-        acting, acting_fault = noted_network(layout)
+        note, acting_fault = read_note(layout)
         adopted = {role: pid for role in roles if (pid := lock_holder(layout.lock(role))) is not None}
         self.world = control.open_world(
             config,
             task=manifest.task,
             n_exits=len(manifest.exits),
-            acting=acting,
+            note=note,
             stream=self.spool.stream,
             first=self.spool.first_seq,
             last=self.spool.last_seq,
             now_s=now_s,
             adopted=adopted,
+            paused=layout.paused.exists(),
         )
         self.inputs: deque[bus.Input] = deque()
         self.mqtt = self._open_link(manifest.task)
         self.selector = selectors.DefaultSelector()
         self.selector.register(self.listener, selectors.EVENT_READ)
         self.selector.register(self.mqtt, selectors.EVENT_READ)
+        self.selector.register(self.desk, selectors.EVENT_READ)
         for role, pid in adopted.items():
             log.info("the %s of a predecessor is still at work, pid %d", role, pid)
             self._watch(role, pid)
@@ -153,7 +160,7 @@ class Supervisor:
                 telemetry_s = now_s + TELEMETRY_S
                 self._publish_telemetry(now_s)
             self._step_all()
-            wake_s = min(control.wake_s(self.world, now_s), sense_s, telemetry_s)
+            wake_s = min(control.wake_s(self.world, now_s), self.desk.wake_s(), sense_s, telemetry_s)
             ready = self.selector.select(max(0.0, wake_s - time.monotonic()))
             for key, _ in ready:
                 self._hear(key.fileobj)
@@ -166,9 +173,12 @@ class Supervisor:
     def _step_all(self) -> None:
         """Feed the brain until nothing new has come of it."""
         while self.inputs:
-            self.world, effects = control.step(self.world, self.inputs.popleft(), time.monotonic())
-            for effect in effects:
-                self._perform(effect)
+            self._step(self.inputs.popleft())
+
+    def _step(self, event: bus.Input) -> None:
+        self.world, effects = control.step(self.world, event, time.monotonic())
+        for effect in effects:
+            self._perform(effect)
 
     def _perform(self, effect: bus.Effect) -> None:
         match effect:
@@ -197,16 +207,31 @@ class Supervisor:
                 for channel, who in self.channels.items():
                     if who == role:
                         channel.send(told)
-            case bus.Commit(swap):
+            case bus.TellAsker(number, told):
+                self.desk.tell(number, told)
+            case bus.Commit(note):
                 try:
-                    write_atomic(self.layout.acting, msgspec.json.encode(swap))
+                    write_atomic(self.layout.acting, msgspec.json.encode(note))
                 except StoreError as error:
                     self._record("acting-not-noted", {"why": str(error)})
+            case bus.Pause(paused):
+                self._note_pause(paused)
             case bus.Notify(ready, alive, status):
                 self.owes_ready = (self.owes_ready or ready) and not self.notifier.ready()
                 if alive:
                     self.notifier.watchdog()
                 self.notifier.status(status)
+
+    def _note_pause(self, paused: bool) -> None:
+        self.pause_fault = ""
+        try:
+            if paused:
+                write_atomic(self.layout.paused, b"")
+            else:
+                self.layout.paused.unlink(missing_ok=True)
+        except OSError as error:
+            self.pause_fault = f"{'paused' if paused else 'going on'}, but not after a restart: {error}"
+            self._record("pause-not-noted", {"why": str(error)})
 
     def _record(self, name: str, detail: dict[str, object]) -> None:
         """Make an event durable. A disk that takes nothing costs the event, not the device."""
@@ -264,8 +289,8 @@ class Supervisor:
 
     def _publish_telemetry(self, now_s: float) -> None:
         device = self.config.device
-        document = {**control.status(self.world, now_s), **self._own_cost()}
-        telemetry = wire.encode(wire.Telemetry(at_s=time.time(), status=document))
+        status = {**document(self.world, now_s), **self._own_cost()}
+        telemetry = wire.encode(wire.Telemetry(at_s=time.time(), status=status))
         # QoS 1 so that its acknowledgement measures the round trip; expendable all the same.
         topic = str(wire.Topic(device.fleet, device.id, "tele", "device"))
         self.mqtt.publish(topic, telemetry, qos=1, expiry_s=10, content_type=wire.CONTENT_TYPE)
@@ -284,6 +309,10 @@ class Supervisor:
                 self.selector.register(channel, selectors.EVENT_READ)
         elif source is self.mqtt:
             self._hear_broker()
+        elif source is self.desk:
+            asks = self.desk.receive()
+            self._note_askers()
+            self.inputs += [bus.Asked(number, ask) for number, ask in asks]
         elif isinstance(source, ipc.Channel):
             self._hear_channel(source)
         elif isinstance(source, int):
@@ -308,13 +337,30 @@ class Supervisor:
                     self.channels[channel] = role
                     self.inputs.append(bus.Connected(role, pid))
                 case StatusRequest():
-                    channel.send(StatusReply({**control.status(self.world, time.monotonic()), **self._own_cost()}))
+                    channel.send(StatusReply({**document(self.world, time.monotonic()), **self._own_cost()}))
+                case TrainOrder():
+                    # Whoever may connect here may order; children have nothing to say about it.
+                    if self.channels.get(channel) in (None, "client"):
+                        channel.send(TrainReply(told.id, self._order(told)))
                 case _:
                     speaker = self.channels.get(channel)
                     if speaker is not None and speaker != "client":
                         self.inputs.append(bus.Heard(speaker, told))
         if channel.closed:
             self._forget(channel)
+
+    def _order(self, order: TrainOrder) -> str:
+        """Carry out a person's word about the training, or say why it is of no use; empty when it was."""
+        why = refusal(self.world, order)
+        if why:
+            return why
+        self._step(bus.TrainOrdered(order))  # at once, so that the reply knows what came of it
+        return "" if order.verb == "now" else self.pause_fault
+
+    def _note_askers(self) -> None:
+        if self.askers != self.desk.numbers():
+            self.askers = self.desk.numbers()
+            self.inputs.append(bus.AskersHere(self.askers))
 
     def _forget(self, channel: ipc.Channel) -> None:
         del self.channels[channel]
@@ -323,6 +369,8 @@ class Supervisor:
     def _flush(self) -> None:
         for channel in list(self.channels):
             channel.flush()
+        self.desk.flush()
+        self._note_askers()  # telling may have ended some
 
     def _watch(self, role: Role, pid: int) -> None:
         """Learn of a process's end whether or not it is our child."""
@@ -387,6 +435,7 @@ class Supervisor:
         offline = wire.encode(wire.Status(online=False, session=self.session))
         self.mqtt.publish(self._status_topic(), offline, qos=1, retain=True)
         self.mqtt.close()
+        self.desk.close()
         self.spool.close()
         return 0
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import os
 
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: the trainer must never take a second core
+from edgert.programs import blas
+
+os.environ.update(blas.environment(os.environ))  # before numpy; the trainer must never take a second core
 
 import hashlib
 import logging
@@ -18,19 +20,18 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
-from edgert import quant, wire
+from edgert import quant
 from edgert.bundle import schema_hash
 from edgert.config import Config
-from edgert.errors import ArtifactError, MessageError, StoreError, UsageError
-from edgert.knowledge import codec
-from edgert.knowledge.student import Student
+from edgert.errors import ArtifactError, StoreError, UsageError
 from edgert.learn.accept import Evidence, Limits, Verdict, judge
 from edgert.learn.checkpoint import Checkpoint, pack
 from edgert.learn.dqn import Batch, Hyper, Learner
 from edgert.learn.replay import Replay
-from edgert.nets import F32, U8, forward
+from edgert.nets import forward
 from edgert.policy import artifact, exits
 from edgert.ports.process import (
     INSTALLED,
@@ -40,12 +41,27 @@ from edgert.ports.process import (
     identity,
     noted_network,
     read_bundle,
+    read_note,
     run_role,
     usage,
 )
 from edgert.ports.ring import TERMINATED, TRUNCATED, RingReader
 from edgert.ports.store import Generations, write_atomic
-from edgert.values import Answer, Ask, Budget, Candidate, Stop, Told, TrainerReport
+from edgert.programs import judging
+from edgert.programs.practising import Practice
+from edgert.programs.schooling import Schooling
+from edgert.values import (
+    Answer,
+    Ask,
+    Budget,
+    Candidate,
+    Outcome,
+    Stop,
+    Swap,
+    Told,
+    TrainerReport,
+    TrainOrder,
+)
 
 PAUSE_S = 0.02
 READ_AT_ONCE = 2000
@@ -54,12 +70,10 @@ MIN_PROBE = 32
 KEEP_NETWORKS = 3
 RING_INODE = "ring_inode"
 """Which ring file the transitions of a checkpoint are in."""
-ASK_BYTES = 200_000
-"""Most raw observation bytes in one question: below what the link queues, however badly they compress."""
-STEPS_PER_TRANSITION = 4.0
-"""Most gradient steps a new transition pays for: a device that sees nothing new learns nothing more from the old."""
 ORPHAN_S = 60.0
 """Without a supervisor for this long nobody says what may be spent."""
+BEAT_FRAC = 0.05
+"""By how much a candidate must beat the network that was put back in the place of one that the gate had let through."""
 STEPS_AT_ONCE = 8
 """Gradient steps between two looks at the supervisor and the ring."""
 
@@ -87,23 +101,20 @@ class Trainer:
             gamma=config.learn.gamma,
             td_weight=config.learn.td_weight,
             distill_weight=config.learn.distill_weight,
+            target_every=config.learn.target_every,
         )
         self.learner = Learner(policy.params.copy())
+        is_policy = policy.manifest.kind == "policy"
+        self.practice = Practice(config, policy.params.flat) if is_policy else None
         self.replay = Replay(config.learn.ring_transitions, spec.input_shape, spec.n_actions)
         self.rng = np.random.default_rng(seed)
         self.reader = RingReader(layout.ring)
         self.ring_opened = self.reader.opened
         self.checkpoints = Generations(layout.checkpoints)
-        self.student = Student(
-            capacity=config.learn.ring_transitions,
-            batch=max(1, min(config.teacher.batch, ASK_BYTES // int(np.prod(spec.input_shape)))),
-            timeout_s=config.teacher.timeout_s,
-            max_pending=4,
-        )
+        self.schooling = Schooling(config, layout, policy, self.hyper)
         self.installed = self.acting = quant.IntNet(spec, policy.tensors)
         self.parent = Parent(layout.control, "trainer")
         self.budget = Budget(max_exit=spec.n_exits - 1, train_steps_hz=0.0, teacher_bytes_per_s=0.0)
-        self.task = config.teacher.task or policy.manifest.task
         self.thresholds: Sequence[float] = config.policy.thresholds or policy.manifest.thresholds
         # Drawn, so that an answer to a question of a predecessor that was killed matches none of ours.
         self.next_ask_id = int.from_bytes(os.urandom(6), "big") << 8
@@ -111,14 +122,22 @@ class Trainer:
             "transitions": 0,
             "candidates": 0,
             "accepted": 0,
+            "rolled_back": 0,
             "generation": 0,
             "checkpoint": 0,
         }
+        self.judged_by = 0  # generation of `acting`
+        self.must_beat = False
+        self.ordered = TrainOrder("", "now")
+        self.order_told = ""
+        self.committed_s: float | None = None
+        self.reported: tuple[float, int] | None = None
         self.faults: dict[str, int] = {}
         self.loss: float | None = None
         self.owed = 0.0
         self.credit = 0.0
-        self.offered_at = self.committed_at = 0
+        self.pays = config.learn.steps_per_transition
+        self.offered_at = self.committed_at = self.offered_seq = 0
 
     def resume(self) -> None:
         """Go on from the newest sound checkpoint, if there is one of this policy."""
@@ -132,20 +151,19 @@ class Trainer:
         number, payload = found
         try:
             checkpoint = Checkpoint(payload, schema=self.schema)
+            checkpoint.restore(self.learner, self.rng)
+            self.schooling.restore(checkpoint.tutor, time.monotonic())
             if checkpoint.counters.pop(RING_INODE, None) == self._ring_inode():
                 self.read_ring(up_to=checkpoint.newest_seq)
             else:
-                # The numbers of another ring mean other transitions: none of what was taught finds its place.
+                # The numbers of another ring mean other transitions.
                 self._fault("ring-replaced")
-            taught = checkpoint.restore(self.learner, self.replay, self.rng)
-            _, known, q = self.replay.taught()
-            for obs, row in zip(known, q, strict=True):
-                self._teach(self.student.remember(obs, row))
         except ArtifactError as error:
             self._fault("checkpoint-refused")
             log.warning("checkpoint %d: %s", number, error)
             return
         self.counters |= checkpoint.counters | {"checkpoint": number}
+        taught = self.replay.n_taught
         log.info("resumed at step %d with %d transitions, %d taught", checkpoint.steps, len(self.replay), taught)
 
     def _resume_acting(self) -> None:
@@ -153,15 +171,55 @@ class Trainer:
         noted, fault = noted_network(self.layout)
         try:
             if noted is not None:
-                policy = artifact.load(Path(noted.path).read_bytes())
-                if policy.spec == self.spec:
-                    self.acting = quant.IntNet(self.spec, policy.tensors)
-                    self.thresholds = self.config.policy.thresholds or policy.manifest.thresholds
+                self._judge_by(noted)
         except (ArtifactError, OSError) as error:
             fault = str(error)
         if fault:
             self._fault("acting-broken")
             log.warning("%s: candidates are judged against the installed network", fault)
+
+    def _judge_by(self, swap: Swap | None) -> None:
+        """Candidates are measured by this network from now on; None is the installed one.
+
+        Raises:
+            ArtifactError, OSError: it cannot be had; the former stays.
+        """
+        policy = self.policy if swap is None else artifact.load(Path(swap.path).read_bytes())
+        if policy.spec == self.spec and policy.manifest.kind == self.policy.manifest.kind:
+            self.acting = self.installed if swap is None else quant.IntNet(self.spec, policy.tensors)
+            self.thresholds = self.config.policy.thresholds or policy.manifest.thresholds
+            self.judged_by = 0 if swap is None else swap.generation
+            if self.practice is not None:
+                self.practice.acting = policy.params.flat.copy()
+
+    def _learn_fate(self, told: Outcome) -> None:
+        """What became of a network that was offered.
+
+        Training goes on from where it is, but for practice: that begins again where the device went back to, since
+        what acts is what it improves on.
+        """
+        if told.what == "rolled-back":
+            self.counters["rolled_back"] += 1
+            self.must_beat = True
+            if told.return_before is not None and told.return_after is not None and self.schooling.enabled:
+                self.schooling.tutor.trust.swapped(told.return_before, told.return_after, told.n)
+        elif told.what == "kept":
+            self.must_beat = False
+        acting = told.acting
+        try:
+            if self.judged_by != (acting.generation if acting else 0):
+                self._judge_by(acting)
+            if self.practice is not None and told.what == "rolled-back":
+                self.practice.go_back(self.learner)
+        except (ArtifactError, OSError) as error:
+            self._fault("acting-broken")
+            log.warning("%s: candidates are judged against generation %d", error, self.judged_by)
+
+    def _obey(self, order: TrainOrder) -> None:
+        """A candidate and a checkpoint at once; what came of it is in the next report."""
+        said = self.offer()
+        self.commit()
+        self.ordered, self.order_told = order, f"{said}; checkpoint {self.counters['checkpoint']}"
 
     def _ring_inode(self) -> int:
         try:
@@ -182,14 +240,19 @@ class Trainer:
                 self._heed(told, now_s)
             self.read_ring()
             self._ask(now_s)
+            self.schooling.turn(now_s, self.replay)
+            if self.schooling.parted:
+                self.schooling.parted, checkpoint_s = False, now_s
             self._train(now_s - then_s)
             then_s = now_s
             if self.parent.lost_s is not None and now_s - self.parent.lost_s > ORPHAN_S:
                 log.error("no supervisor for %.0f s: leaving", ORPHAN_S)
                 stopping.asked = True
-            if now_s >= candidate_s:
+            if self._offers(now_s >= candidate_s):
                 candidate_s = now_s + self.config.learn.candidate_s
                 self.offer()
+            if self.config.plant.lockstep_hz:
+                self._tell_done()
             if now_s >= checkpoint_s:
                 checkpoint_s = now_s + self.config.learn.checkpoint_s
                 self.commit()
@@ -199,8 +262,30 @@ class Trainer:
             if self.owed < 1:
                 time.sleep(PAUSE_S)
         self.commit()
+        self.schooling.close()
         self.parent.close()
         return 0
+
+    def _offers(self, time_is_up: bool) -> bool:
+        """It is time for another network, by transitions where the configuration counts them."""
+        if self.practice is not None:
+            finished, self.practice.finished = self.practice.finished, False
+            return finished
+        every = self.config.learn.candidate_transitions
+        if not every:
+            return time_is_up
+        if self.replay.newest_seq - self.offered_seq < every:
+            return False
+        self.offered_seq = self.replay.newest_seq
+        return True
+
+    def _tell_done(self) -> None:
+        """Tell the actor up to which transition the gradient steps that are due have been taken."""
+        if self.practice is not None:
+            self.reader.done(self.practice.done_seq(self.replay))
+            return
+        waits = 0 if len(self.replay) < self.config.learn.min_transitions else int(self.credit / self.pays)
+        self.reader.done(max(0, self.replay.newest_seq - waits))
 
     def read_ring(self, up_to: int | None = None) -> None:
         """Take in what the actor wrote since the last look."""
@@ -210,7 +295,7 @@ class Trainer:
                 self._fault("ring-replaced")
             self.ring_opened = self.reader.opened
             self.replay = Replay(self.config.learn.ring_transitions, self.spec.input_shape, self.spec.n_actions)
-            self.student.forget_transitions()
+            self.schooling.tutor.student.forget_transitions()
         if not newest or self.reader.obs_shape != self.spec.input_shape:
             return
         first = max(self.replay.newest_seq + 1, newest - self.replay.capacity + 1, 1)
@@ -228,65 +313,34 @@ class Trainer:
                 records.reward,
                 (ended & TERMINATED) > 0,
                 (ended & TRUNCATED) > 0,
+                records.log_prob,
             )
             self.counters["transitions"] += len(records)
-            self.credit = min(self.credit + STEPS_PER_TRANSITION * len(records), STEPS_PER_TRANSITION * READ_AT_ONCE)
-            if len(records) and self.config.teacher.enabled:
-                for seq, row, unsure in zip(records.seq, records.obs, self._uncertainty(records.obs), strict=True):
-                    self._teach(self.student.saw(int(seq), row, float(unsure)))
-
-    def _uncertainty(self, obs: U8) -> F32:
-        """How close the two best actions are: 0 (sure) to 1 (a tie). (n,) float32."""
-        last = self.spec.n_exits - 1
-        q = np.sort(forward(self.learner.params, obs, exits=(last,))[last][:, : self.spec.n_actions], axis=1)
-        gap = q[:, -1] - q[:, -2] if q.shape[1] > 1 else np.ones(len(q), np.float32)
-        return np.asarray(1 / (1 + gap / np.float32(self.hyper.temperature)), np.float32)
+            self.credit = min(self.credit + self.pays * len(records), self.pays * READ_AT_ONCE)
+            self.schooling.saw(records, self.replay, self.learner, lived=up_to is None)
 
     def _ask(self, now_s: float) -> None:
         """Put one question to the teachers, if the budget and the outstanding ones allow."""
-        self.student.expire(now_s)
-        plan = self.student.plan(now_s, self.budget.teacher_bytes_per_s)
-        if plan is None:
-            return
-        question = wire.KnowAsk(
-            task=self.task,
-            obs_shape=self.spec.input_shape,
-            n_actions=self.spec.n_actions,
-            count=len(plan.rows),
-            codec=codec.CODEC_FRAMES_ZSTD,
-            data=codec.encode_obs(np.stack(plan.rows)),
-        )
-        payload = wire.encode(question)
-        if self.parent.send(Ask(self.next_ask_id + 1, payload)):
-            self.next_ask_id += 1
-            self.student.sent(self.next_ask_id, plan, len(payload), now_s)
+        self.schooling.ask(now_s, self.budget.teacher_bytes_per_s, self.replay, self._send)
+
+    def _send(self, payload: bytes) -> int | None:
+        if not self.parent.send(Ask(self.next_ask_id + 1, payload)):
+            return None
+        self.next_ask_id += 1
+        return self.next_ask_id
 
     def _heed(self, told: Told, now_s: float) -> None:
         match told:
             case Budget():
                 self.budget = told
             case Answer(ask_id, payload):
-                self._join(ask_id, payload, now_s)
+                self.schooling.answer(ask_id, payload, now_s, self.replay, self.learner)
+            case Outcome():
+                self._learn_fate(told)
+            case TrainOrder():
+                self._obey(told)
             case _:
                 pass
-
-    def _join(self, ask_id: int, payload: bytes, now_s: float) -> None:
-        """Give an answer to the transitions it is about."""
-        try:
-            answer, _ = wire.decode(payload, wire.KnowAnswer)
-            if answer.error:
-                # Not a counter a reason: whoever may publish here could invent as many as our memory holds.
-                self._fault_once("teacher-refused", f"answer {ask_id}: {answer.error:.80}")
-                return
-            q = codec.decode_q(answer.data, answer.count, self.spec.n_actions)
-        except MessageError as error:
-            self._fault_once("answer-malformed", f"answer {ask_id}: {error!s:.300}")
-            return
-        self._teach(self.student.answer(ask_id, q, len(payload), now_s))
-
-    def _teach(self, joined: list[tuple[int, F32]]) -> None:
-        for seq, q in joined:
-            self.replay.teach(seq, q)
 
     def _train(self, elapsed_s: float) -> None:
         """Take the gradient steps that the elapsed time has earned; what comes too late is forgiven, not hoarded."""
@@ -294,21 +348,33 @@ class Trainer:
         self.owed = min(self.owed + hz * elapsed_s, max(1.0, 2 * hz * PAUSE_S) + STEPS_AT_ONCE) if hz > 0 else 0.0
         if len(self.replay) < self.config.learn.min_transitions:
             self.owed = 0.0
+        if self.practice is not None:
+            self.credit = float(self.practice.left(self.replay, self.learner)) if self.owed else 0.0
         for _ in range(min(int(self.owed), int(self.credit), STEPS_AT_ONCE)):
             self.step()
             self.owed, self.credit = self.owed - 1, self.credit - 1
+            if self.practice is not None and self.practice.finished:
+                break  # before it was gone through, since the policy has moved enough
         if self.credit < 1:
             self.owed = 0.0
 
     def step(self) -> None:
         """One gradient step."""
+        hyper, fades = self.schooling.hyper(), self.config.learn.distill_transitions
+        if fades:
+            left = max(0.0, 1 - self.replay.newest_seq / fades)
+            hyper = msgspec.structs.replace(hyper, distill_weight=left * hyper.distill_weight)
         try:
-            losses = self.learner.step(self.replay.sample(self.rng, self.config.learn.batch), self.hyper)
+            if self.practice is not None:
+                temperature = self.schooling.policy_temperature
+                loss = self.practice.step(self.replay, self.learner, self.rng, hyper.distill_weight, temperature)
+            else:
+                loss = self.learner.step(self.replay.sample(self.rng, self.config.learn.batch), hyper).total
         except UsageError as error:
             # Nothing was changed; a poisoned transition will be drawn again only by chance.
             self._fault_once("loss-not-finite", str(error))
             return
-        self.loss = losses.total if self.loss is None else 0.99 * self.loss + 0.01 * losses.total
+        self.loss = loss if self.loss is None else 0.99 * self.loss + 0.01 * loss
 
     def commit(self) -> None:
         """Write a checkpoint; a full disk costs the checkpoint, not the training."""
@@ -316,20 +382,29 @@ class Trainer:
             return
         try:
             counters = {**self.counters, RING_INODE: self._ring_inode()}
-            payload = pack(self.learner, self.replay, self.rng, schema=self.schema, counters=counters)
+            self.schooling.keep()
+            payload = pack(
+                self.learner,
+                self.rng,
+                newest_seq=self.replay.newest_seq,
+                schema=self.schema,
+                counters=counters,
+                tutor=self.schooling.tutor.pack(),
+            )
             self.counters["checkpoint"] = self.checkpoints.commit(payload)
-            self.committed_at = self.learner.steps
+            self.committed_at, self.committed_s = self.learner.steps, time.monotonic()
         except StoreError as error:
             self._fault("checkpoint-not-written")
             log.error("%s", error)
 
-    def offer(self) -> None:
-        """Round the network to int8, let the gate judge it, and offer it if it passes."""
+    def offer(self) -> str:
+        """Round the network to int8, let the gate judge it, offer it if it passes; says in words what came of it."""
         if self.learner.steps == self.offered_at:
-            return  # the same network on nearly the same probe would pass by chance sooner or later
+            # The same network on nearly the same probe would pass by chance sooner or later.
+            return "no candidate: nothing was learned since the last one"
         probe = self.replay.probe(PROBE).batch
         if len(probe.obs) < MIN_PROBE:
-            return
+            return f"no candidate: {len(probe.obs)} observations to judge it on, it takes {MIN_PROBE}"
         self.counters["candidates"] += 1
         self.offered_at = self.learner.steps
         # Rounding and thresholds are fitted on one half of what was held out and judged on the other.
@@ -338,23 +413,31 @@ class Trainer:
         try:
             quantized = quant.fit(params, fit.obs)
             candidate = quant.IntNet(self.spec, quantized.tensors)
-            thresholds = self.config.policy.thresholds or exits.fit_thresholds(candidate.heads(fit.obs))
+            fitted = exits.fit_policy_thresholds if self.practice is not None else exits.fit_thresholds
+            thresholds = self.config.policy.thresholds or fitted(candidate.heads(fit.obs))
             verdict = self._judge(candidate, thresholds, check)
+            if not self.config.learn.gated:
+                verdict = verdict._replace(checks={"finite": verdict.checks["finite"]})
             path = sha256 = ""
             if verdict.accepted:
                 path, sha256 = self._store(self._bundle(quantized, thresholds, verdict))
                 self.acting, self.thresholds = candidate, thresholds
+                self.judged_by = self.counters["generation"]
+            if self.practice is not None:
+                self.practice.judged(self.learner, verdict)
         except (ArtifactError, StoreError) as error:
             self._fault("candidate-not-made")
             log.error("%s", error)
-            return
+            return f"no candidate: {error}"
         log.info("candidate %d %s: %s", self.counters["candidates"], "accepted" if path else "refused", verdict)
         offered = Candidate(self.counters["generation"], path, sha256, verdict.checks, verdict.detail)
         self.parent.send(offered, keep=bool(path))
+        failed = ", ".join(name for name, passed in verdict.checks.items() if not passed)
+        return f"candidate {self.counters['candidates']} " + (f"refused: {failed}" if failed else "accepted")
 
     def _bundle(self, quantized: quant.Quantized, thresholds: Sequence[float], verdict: Verdict) -> bytes:
-        taught, _, _ = self.replay.taught()
-        trained = {"device": self.config.device.id, "steps": self.learner.steps, "taught": len(taught)}
+        trained = {"device": self.config.device.id, "steps": self.learner.steps, "taught": self.replay.n_taught}
+        trained["transitions"] = self.counters["transitions"]
         return artifact.derive(
             self.policy,
             self.learner.params,
@@ -371,6 +454,9 @@ class Trainer:
 
     def _judge(self, candidate: quant.IntNet, thresholds: Sequence[float], probe: Batch) -> Verdict:
         """Candidate, acting and installed network, each through its own exits, on held-out observations."""
+        if self.practice is not None:
+            sides = [(self.acting, self.thresholds), (candidate, thresholds)]
+            return self.practice.judge(self.learner, sides, probe.obs, Limits(min_held_out=MIN_PROBE // 2))
         last, n_actions = self.spec.n_exits - 1, self.spec.n_actions
         acting, offered = self.acting.heads(probe.obs), candidate.heads(probe.obs)
         in_float = forward(self.learner.params, probe.obs)
@@ -389,11 +475,12 @@ class Trainer:
                 candidate_head=offered[last],
                 float_q=in_float[last][:, :n_actions],
                 teacher_q=probe.teacher_q,
-                taught=probe.taught,
+                taught=probe.taught & self.schooling.judges,
                 acting_td=np.abs(acting[last][rows, probe.action] - y),
                 candidate_td=np.abs(offered[last][rows, probe.action] - y),
+                gain=judging.gain(self.replay, self.acting, self.thresholds, candidate, thresholds, self.hyper.gamma),
             ),
-            Limits(),
+            Limits(beat_frac=BEAT_FRAC if self.must_beat else 0.0),
         )
 
     def _network_path(self, generation: int) -> Path:
@@ -408,9 +495,11 @@ class Trainer:
         write_atomic(path, data)
         self.counters["generation"] = generation
         self.counters["accepted"] += 1
-        noted, _ = noted_network(self.layout)
+        note, _ = read_note(self.layout)
+        best = note.best.swap if note and note.best else None
+        needed = {note.path if note else "", best.path if best else ""}
         for old in there[: -(KEEP_NETWORKS - 1)]:
-            if noted is None or str(old) != noted.path:
+            if str(old) not in needed:
                 old.unlink(missing_ok=True)
         return str(path), hashlib.sha256(data).hexdigest()
 
@@ -425,7 +514,11 @@ class Trainer:
 
     def _report(self) -> TrainerReport:
         cpu_s, rss_bytes = usage()
-        totals = self.student.counters
+        totals = self.schooling.tutor.student.counters
+        now_s = time.monotonic()
+        then = self.reported
+        steps_hz = None if then is None or now_s <= then[0] else (self.learner.steps - then[1]) / (now_s - then[0])
+        self.reported = now_s, self.learner.steps
         return TrainerReport(
             pid=os.getpid(),
             steps=self.learner.steps,
@@ -438,9 +531,19 @@ class Trainer:
             accepted=self.counters["accepted"],
             generation=self.counters["generation"],
             checkpoint=self.counters["checkpoint"],
-            faults={**self.faults, **self.student.faults},
+            faults={**self.faults, **self.schooling.all_faults()},
             cpu_s=cpu_s,
             rss_bytes=rss_bytes,
+            steps_hz=steps_hz,
+            replay=len(self.replay),
+            replay_max=self.replay.capacity,
+            needed=self.config.learn.min_transitions,
+            taught=self.replay.n_taught,
+            rolled_back=self.counters["rolled_back"],
+            trust=self.schooling.weight if self.schooling.enabled else None,
+            checkpoint_age_s=None if self.committed_s is None else now_s - self.committed_s,
+            order=self.ordered.id,
+            order_told=self.order_told,
         )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from edgert import bus, control
+from edgert import bus, control, status
 from edgert.config import Config, commented_default, parse
 from edgert.ports import ipc
 from edgert.values import ActorReport, StatusReply, StatusRequest
@@ -30,14 +30,14 @@ def config_file() -> Iterator[Path]:
 
 def document(config: Config) -> dict[str, Any]:
     """The real one, of a supervisor that has just heard its actor."""
-    world = control.open_world(config, task="breakout", n_exits=3, acting=None, stream="s", first=1, last=0, now_s=0.0)
+    world = control.open_world(config, task="breakout", n_exits=3, note=None, stream="s", first=1, last=0, now_s=0.0)
     report = ActorReport(
         pid=7, ticks=100, missed=1, safe=0, exits=[50, 30, 20], latency_p50_s=1e-3, latency_p99_s=2e-3,
         latency_max_s=3e-3, episodes=1, returns=[4.0], faults={}, generation=0, acting=True, first_action_s=1.5,
         cpu_s=2.0, rss_bytes=1 << 20,
     )  # fmt: skip
     world, _ = control.step(world, bus.Heard("actor", report), 1.0)
-    return {**control.status(world, 2.0), "supervisor": {"pid": 1, "cpu_s": 0.5, "rss_bytes": 1 << 20}}
+    return {**status.document(world, 2.0), "supervisor": {"pid": 1, "cpu_s": 0.5, "rss_bytes": 1 << 20}}
 
 
 @pytest.fixture

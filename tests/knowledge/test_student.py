@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from edgert.errors import UsageError
+from edgert.knowledge.codec import digest
 from edgert.knowledge.student import REMEMBERED_ASKS, Student
 
 SHAPE = (4, 4, 2)
@@ -356,7 +357,7 @@ def test_a_clock_that_jumps_back_earns_nothing():
 def test_what_is_remembered_is_not_asked():
     pupil = student()
     pupil.saw(1, obs(1), 1.0)
-    [(seq, q)] = pupil.remember(obs(1), truth(1))
+    [(seq, q)] = pupil.remember(digest(obs(1).tobytes()), truth(1))
     assert (seq, q.tolist()) == (1, truth(1).tolist())
     assert pupil.saw(2, obs(1), 1.0)[0][0] == 2
     assert rich(pupil, 5.0) is None
@@ -371,6 +372,83 @@ def test_forgotten_numbers_do_not_come_back():
     assert pupil.saw(1, obs(2), 1.0) == []
     assert pupil.answer(1, truths(plan), 10, 1.0) == []
     assert pupil.saw(3, obs(1), 1.0)[0][0] == 3, "the answer itself is kept"
+
+
+@given(st.permutations(range(12)), st.lists(st.booleans(), min_size=12, max_size=12))
+@settings(max_examples=50, deadline=None)
+def test_any_order_and_any_doubles_join_the_same(order, doubled):
+    """Twelve questions, answered in any order, some twice, some after their time: the joined set is always the same."""
+    pupil, plans, joined = student(batch=2, max_pending=12), {}, []
+    for seq in range(48):
+        pupil.saw(seq, obs(seq // 2), 1.0)
+    for ask_id in range(12):
+        plans[ask_id] = rich(pupil, 10.0 * ask_id + 1)
+        pupil.sent(ask_id, plans[ask_id], 10, 10.0 * ask_id + 1)
+    for position, ask_id in enumerate(order):
+        pupil.expire(200.0 if position % 3 == 0 else 0.0)
+        for _ in range(1 + doubled[position]):
+            joined += pupil.answer(ask_id, truths(plans[ask_id]), 10, 200.0)
+    assert sorted((seq, kind_of_truth(q)) for seq, q in joined) == [(seq, seq // 2) for seq in range(48)]
+
+
+def test_what_shares_its_planes_is_asked_along():
+    pupil = student(batch=4)
+    kept = np.random.default_rng(0).integers(2, 250, (6, 4, 4, 2)).astype(np.uint8)
+    pupil.saw(99, kept[0], 1.0)
+    plan = rich(pupil, 5.0)
+    pupil.sent(99, plan, 200, 5.0)  # planes are dear here
+    pupil.answer(99, np.zeros((1, 3), np.float32), 4, 6.0)
+    for i in range(1, 6):
+        pupil.saw(i, kept[i], 1.0)
+    twin = np.stack([kept[5][:, :, 0], kept[1][:, :, 1]], axis=2)  # nothing in it that two others do not show
+    pupil.saw(6, twin, 0.9)
+    pupil.saw(7, kept[5][:, :, ::-1], 0.9)
+    chosen = {seqs[0] for seqs in rich(pupil, 20.0).seqs}
+    assert {5, 7} <= chosen or {1, 5, 6} <= chosen, "value a byte, not value"
+
+
+def test_what_is_not_worth_its_bytes_is_joined_only_if_known():
+    pupil = student()
+    assert pupil.saw(1, obs(1), 0.0, ask=False) == []
+    assert rich(pupil, 5.0) is None and pupil.counters.spared == 1
+    pupil.remember(digest(obs(1).tobytes()), truth(1))
+    assert pupil.saw(2, obs(1), 0.0, ask=False)[0][0] == 2
+
+
+def test_a_teacher_found_out_leaves_nothing():
+    pupil = student(batch=1)
+    pupil.saw(1, obs(1), 1.0)
+    first = rich(pupil, 1.0)
+    pupil.sent(1, first, 10, 1.0)
+    pupil.answer(1, truths(first), 10, 2.0)
+    assert list(pupil.fresh) == [digest(obs(1).tobytes())]
+    pupil.saw(2, obs(2), 1.0)
+    second = rich(pupil, 5.0)
+    pupil.sent(2, second, 10, 5.0)
+    pupil.forget_answers()
+    assert not pupil.fresh
+    assert pupil.answer(2, truths(second), 10, 6.0) == [], "under way when it was found out"
+    assert pupil.saw(3, obs(1), 1.0) == [], "asked anew"
+    assert {kind_of(row) for row in (rich(pupil, 9.0).rows)} <= {1, 2}
+
+
+def test_a_refused_question_waits_no_more_but_takes_a_true_answer():
+    pupil = student(max_pending=1)
+    pupil.saw(1, obs(1), 1.0)
+    plan = rich(pupil, 1.0)
+    pupil.sent(1, plan, 10, 1.0)
+    pupil.give_up(1)
+    pupil.give_up(7)
+    assert rich(pupil, 3.0) is not None, "may be asked again"
+    assert [seq for seq, _ in pupil.answer(1, truths(plan), 10, 4.0)] == [1]
+
+
+def test_answers_that_contradict_one_another_are_counted():
+    pupil = student()
+    name = digest(obs(1).tobytes())
+    for row in (truth(1), truth(1) * 1.001, truth(2)):
+        pupil.remember(name, row)
+    assert (pupil.counters.repeats, pupil.counters.contradictions) == (2, 1)
 
 
 def test_the_caller_may_reuse_its_array():

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgert.learn.accept import Evidence, Limits, judge, regret
+from edgert.learn.accept import Evidence, Limits, PolicyEvidence, judge, judge_policy, regret
+from edgert.learn.offpolicy import Gain
 
 
 def evidence(n: int = 100, taught: int = 100, seed: int = 0, **changes: object) -> Evidence:
@@ -84,3 +85,57 @@ def test_regret_is_zero_for_the_best_and_never_negative(seed: int) -> None:
     q = rng.normal(size=(20, 3)).astype(np.float32)
     assert (regret(q, q.argmax(1)) == 0).all()
     assert (regret(q, rng.integers(0, 3, 20)) >= 0).all()
+
+
+def test_after_a_roll_back_as_good_is_not_good_enough() -> None:
+    strict = Limits(beat_frac=0.05)
+    e = evidence()
+    assert not judge(e, strict).checks["regret"]
+    better = e.teacher_q.argmax(1)
+    assert judge(e._replace(candidate=better, candidate_float=better), strict).checks["regret"]
+    alone = evidence(taught=0, candidate_td=np.full(100, 1.05, np.float32))
+    assert judge(alone, Limits()).checks["td-error"] and not judge(alone, strict).checks["td-error"]
+
+
+@pytest.mark.parametrize(
+    ("gain", "passes", "figures"),
+    [
+        (Gain(-5.0, 0.5, 10.0, 2000), False, 3),
+        (Gain(-5.0, 2.0, 10.0, 2000), True, 3),
+        (Gain(-1.0, 0.1, 10.0, 2000), True, 3),
+        (Gain(None, 0.0, 0.0, 20, "not enough"), True, 0),
+    ],
+)
+def test_off_policy_it_refuses_on_evidence_only(gain: Gain, passes: bool, figures: int) -> None:
+    verdict = judge(evidence(gain=gain), Limits())
+    assert verdict.checks["off-policy-return"] == verdict.accepted == passes
+    assert len([name for name in verdict.detail if name.startswith("off_policy_")]) == figures + 1
+    assert "off-policy-return" not in judge(evidence(), Limits()).checks
+
+
+def policy_evidence(n: int = 100, **changes: object) -> PolicyEvidence:
+    """A candidate that is its float network, which disagrees with the acting one everywhere."""
+    acting = np.tile(np.float32([2, 0, 0, 7]), (n, 1))
+    candidate = np.tile(np.float32([0, 0, 2, -7]), (n, 1))
+    return PolicyEvidence(acting, candidate, candidate)._replace(**changes)
+
+
+def test_a_policy_may_disagree_with_what_acts() -> None:
+    verdict = judge_policy(policy_evidence(gain=Gain(1.0, 0.5, 3.0, 100)), Limits())
+    assert verdict.accepted and verdict.detail["changed"] > 1 and verdict.detail["rounding_divergence"] == 0
+    assert judge_policy(policy_evidence(gain=Gain(None, 0.0, 0.0, 9)), Limits(beat_frac=0.5)).accepted
+
+
+@pytest.mark.parametrize(
+    ("changes", "failed"),
+    [
+        ({"n": 49}, {"held-out"}),
+        ({"n": 0}, {"held-out"}),
+        ({"candidate": np.full((100, 4), np.inf, np.float32)}, {"finite"}),
+        ({"candidate_float": np.tile(np.float32([1, 0, 2, 0]), (100, 1))}, {"rounding"}),
+        ({"gain": Gain(-3.0, 0.1, 3.0, 100)}, {"off-policy-return"}),
+    ],
+)
+def test_each_check_of_a_policy_fails_by_name(changes: dict[str, object], failed: set[str]) -> None:
+    verdict = judge_policy(policy_evidence(**changes), Limits())  # type: ignore[arg-type]  # as above
+    assert {name for name, passed in verdict.checks.items() if not passed} == failed

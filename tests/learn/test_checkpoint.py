@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 from edgert.errors import ArtifactError
 from edgert.learn.checkpoint import Checkpoint, pack
 from edgert.learn.dqn import Learner
-from edgert.learn.replay import Replay
 from edgert.nets import Dense, NetSpec, Relu, initialise
 
 STEPS = 120
@@ -43,18 +42,20 @@ TRAINING = textwrap.dedent("""
     n = 150
     replay.add(np.arange(1, n + 1), world.integers(0, 2, (n, 6, 6, 2)).astype(np.uint8), world.integers(0, 3, n),
                world.random(n).astype(np.float32), world.random(n) < 0.1, np.zeros(n, bool))
-    answers = world.random((n, 3)).astype(np.float32)
+    answers = world.random((n, 4)).astype(np.float32)
     learner, rng = Learner(initialise(spec, np.random.default_rng(1))), np.random.default_rng(2)
     generations = Generations(folder / "checkpoints")
     found = generations.latest()
     if found:
-        Checkpoint(found[1], schema="s").restore(learner, replay, rng)
+        Checkpoint(found[1], schema="s").restore(learner, rng)
+        for i in range(learner.steps):                              # what was said has a file of its own
+            replay.teach(i + 1, answers[i])
         print("resumed", learner.steps, flush=True)
     while learner.steps < steps:
         replay.teach(learner.steps + 1, answers[learner.steps])     # knowledge comes in while it trains
         learner.step(replay.sample(rng, 8), Hyper(target_every=17))
         if learner.steps % 5 == 0:
-            generations.commit(pack(learner, replay, rng, schema="s", counters={"steps": learner.steps}))
+            generations.commit(pack(learner, rng, newest_seq=n, schema="s", counters={"steps": learner.steps}))
             print("committed", learner.steps, flush=True)
     write_atomic(folder / "end.f32", learner.params.flat.tobytes() + learner.m.tobytes() + learner.v.tobytes())
 """)
@@ -96,30 +97,27 @@ def test_kill_9_at_any_point_changes_nothing(tmp_path: Path) -> None:
 SPEC = NetSpec((2, 2, 1), 2, trunk=((Dense(3), Relu()),), heads=((),))
 
 
-def small() -> tuple[Learner, Replay, np.random.Generator]:
-    learner, replay = Learner(initialise(SPEC, np.random.default_rng(0))), Replay(20, (2, 2, 1), 2)
-    ones, no = np.ones(5, np.float32), np.zeros(5, bool)
-    replay.add(np.arange(1, 6), np.zeros((5, 2, 2, 1), np.uint8), np.zeros(5, np.int32), ones, no, no)
-    replay.teach(2, np.array([1, 2], np.float32))
-    return learner, replay, np.random.default_rng(1)
+def small() -> tuple[Learner, np.random.Generator]:
+    return Learner(initialise(SPEC, np.random.default_rng(0))), np.random.default_rng(1)
 
 
 def test_another_policy_is_refused() -> None:
-    data = pack(*small(), schema="a", counters={"x": 3})
-    assert Checkpoint(data, schema="a").counters == {"x": 3}
+    data = pack(*small(), newest_seq=5, schema="a", counters={"x": 3}, tutor=b"thinks so")
+    opened = Checkpoint(data, schema="a")
+    assert (opened.counters, opened.tutor, opened.newest_seq) == ({"x": 3}, b"thinks so", 5)
     with pytest.raises(ArtifactError, match="another policy"):
         Checkpoint(data, schema="b")
     bigger = NetSpec((2, 2, 1), 2, trunk=((Dense(4), Relu()),), heads=((),))
     with pytest.raises(ArtifactError, match="does not fit"):
         Checkpoint(data, schema="a").restore(
-            Learner(initialise(bigger, np.random.default_rng(0))), small()[1], np.random.default_rng()
+            Learner(initialise(bigger, np.random.default_rng(0))), np.random.default_rng()
         )
 
 
 @settings(max_examples=200, deadline=None)
 @given(cut=st.integers(0, 2000), junk=st.binary(max_size=30))
 def test_damage_is_an_artifact_error(cut: int, junk: bytes) -> None:
-    data = pack(*small(), schema="a", counters={})
+    data = pack(*small(), newest_seq=5, schema="a", counters={})
     damaged = data[: cut % len(data)] + junk
     with contextlib.suppress(ArtifactError):
         Checkpoint(damaged, schema="a").restore(*small())

@@ -77,3 +77,24 @@ def test_the_gradient_norm_is_bounded() -> None:
     assert np.isfinite(learner.params.flat).all()
     # Adam's first moment after one step is a tenth of the gradient.
     assert np.linalg.norm(learner.m) <= 0.1 * 1.0 * (1 + 1e-5)
+
+
+def test_a_teacher_without_weight_is_not_looked_at() -> None:
+    values = batch().teacher_q
+    values[3] = [3e38, -3e38]
+    with_it, without = (Learner(initialise(SPEC, np.random.default_rng(0))) for _ in range(2))
+    hyper = Hyper(td_weight=1.0, distill_weight=0.0)
+    told = with_it.step(batch(teacher_q=values), hyper)
+    alone = without.step(batch(taught=np.zeros(16, bool)), hyper)
+    assert told == alone and np.array_equal(with_it.params.flat, without.params.flat)
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+def test_a_gradient_that_is_no_number_changes_nothing(poison: float) -> None:
+    learner = Learner(initialise(SPEC, np.random.default_rng(0)))
+    learner.grads.flat[:] = 0
+    learner.grads.flat[2] = poison
+    before = learner.params.flat.copy()
+    with pytest.raises(UsageError, match="not finite"):
+        learner.descend(1.0, 1e-3, 10.0)
+    assert np.array_equal(learner.params.flat, before) and learner.steps == 0 and not learner.m.any()

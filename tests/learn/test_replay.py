@@ -67,16 +67,66 @@ def ended_or_seen(data: list[tuple[int, str]]) -> set[int]:
 def test_knowledge_goes_with_its_transition() -> None:
     replay = Replay(20, SHAPE, 3)
     add(replay, list(range(1, 16)))
-    assert replay.teach(3, np.array([1, 2, 3], np.float32))
-    assert not replay.teach(99, np.zeros(3, np.float32)), "not here"
-    assert not replay.teach(0, np.zeros(3, np.float32))
-    assert not replay.teach(4, np.array([1, np.nan, 3], np.float32)), "not finite"
-    assert not replay.teach(4, np.zeros(2, np.float32)), "another action set"
+    assert replay.teach(3, np.array([1, 2, 3, 4], np.float32))
+    assert not replay.teach(99, np.zeros(4, np.float32)), "not here"
+    assert not replay.teach(0, np.zeros(4, np.float32))
+    assert not replay.teach(4, np.array([1, np.nan, 3, 4], np.float32)), "not finite"
+    assert not replay.teach(4, np.zeros(3, np.float32)), "another action set"
+    assert (replay.value_told(3), replay.value_told(4), replay.value_told(0)) == (4.0, None, None)
     seq, obs, q = replay.taught()
     assert seq.tolist() == [3] and q.tolist() == [[1, 2, 3]] and (obs[0] == obs_of(3)).all()
     add(replay, list(range(16, 24)))
     assert len(replay.taught()[0]) == 0, "23 took the place of 3"
-    assert not replay.teach(3, np.zeros(3, np.float32))
+    assert not replay.teach(3, np.zeros(4, np.float32)) and replay.value_told(3) is None
+
+
+def told(seq: int) -> np.ndarray:
+    return np.array([seq, seq + 1, seq + 2, -seq], np.float32)
+
+
+@given(st.permutations(range(1, 13)), st.integers(1, 20))
+def test_each_transition_is_a_pair_once_however_its_answers_come(order: list[int], most: int) -> None:
+    replay, found = Replay(20, SHAPE, 3), []
+    add(replay, list(range(1, 13)), {4: "terminated", 8: "truncated"})
+    for seq in order:
+        replay.teach(seq, told(seq))
+        pairs = replay.pairs(most)
+        if pairs is None:
+            continue
+        for obs, value, following, over in zip(
+            pairs.batch.obs, pairs.value, pairs.next_value, pairs.batch.terminated, strict=True
+        ):
+            number = int.from_bytes(obs.tobytes(), "big")
+            found.append(number)
+            assert value == -number and (over or following == -number - 1)
+    assert len(found) == len(set(found))
+    assert set(found) <= {*range(1, 12)} - {8}, "truncated, or nobody saw what followed"
+    assert most < 20 or set(found) == {*range(1, 12)} - {8}
+
+
+def test_pairs_may_be_counted_as_given() -> None:
+    replay = Replay(20, SHAPE, 3)
+    add(replay, [1, 2, 3])
+    for seq in (1, 2):
+        replay.teach(seq, told(seq))
+    assert replay.pairs(0) is None and replay.pairs(9) is None
+    replay.teach(3, told(3))
+    add(replay, [4])
+    pairs = replay.pairs(9)
+    assert pairs is not None and pairs.value.tolist() == [-2], "the one that was not whole then"
+
+
+def test_what_a_bad_teacher_said_is_forgotten() -> None:
+    replay = Replay(20, SHAPE, 3)
+    add(replay, [1, 2])
+    for seq in (1, 2):
+        replay.teach(seq, told(seq))
+    replay.forget_taught()
+    assert replay.pairs(9) is None and len(replay.taught()[0]) == 0
+    replay.teach(1, told(1))
+    assert replay.pairs(9) is None, "the other end is forgotten, too"
+    replay.teach(2, told(2))
+    assert replay.pairs(9) is not None, "another teacher is judged anew"
 
 
 def test_misuse_is_named() -> None:
@@ -97,3 +147,39 @@ def test_what_is_judged_on_is_never_trained_on_though_the_game_shows_it_again() 
     trained = {row.tobytes() for row in replay.sample(rng, 5000).obs}
     judged = {row.tobytes() for row in replay.probe(2000).batch.obs}
     assert trained and judged and not trained & judged
+
+
+def test_a_rollout_is_the_newest_stretch_with_its_cuts() -> None:
+    replay = Replay(40, SHAPE, 3)
+    add(replay, [*range(1, 31), *range(32, 51)], {40: "terminated", 44: "truncated"})
+    found = replay.rollout(25)
+    wanted = [s for s in range(26, 51) if s != 31]
+    assert found.seq.tolist() == wanted
+    assert found.follows.tolist() == [s + 1 in wanted and s not in (40, 44) for s in wanted]
+    assert found.seq[found.terminated].tolist() == [40]
+    assert found.action.tolist() == [s % 3 for s in wanted] and found.reward.tolist() == [s / 8 for s in wanted]
+    assert found.held_out.tolist() == [is_held_out(obs_of(s)) for s in wanted]
+    assert np.isnan(found.log_prob).all()
+    assert [int.from_bytes(obs.tobytes(), "big") for obs in found.obs] == wanted
+    assert len(replay.rollout(1000).seq) == 39 and not len(Replay(40, SHAPE, 3).rollout(9).seq)
+
+
+def test_log_probabilities_are_kept_with_their_transitions() -> None:
+    replay = Replay(20, SHAPE, 3)
+    for seq in range(1, 31):
+        one = np.zeros(1, bool)
+        replay.add(np.array([seq]), obs_of(seq)[None], np.zeros(1, int), np.zeros(1, np.float32), one, one,
+                   np.array([-seq], np.float32))  # fmt: skip
+    assert replay.rollout(99).log_prob.tolist() == [-seq for seq in range(11, 31)]
+
+
+def test_what_was_told_is_looked_up_by_number_and_lessons_are_not_held_out() -> None:
+    replay, rng = Replay(200, SHAPE, 3), np.random.default_rng(0)
+    assert not len(replay.lessons(rng, 8))
+    add(replay, list(range(1, 101)))
+    for seq in range(1, 101, 2):
+        assert replay.teach(seq, np.float32([seq, 0, 0, 0]))
+    rows, taught = replay.told(np.array([7, 8, 99, 500]))
+    assert taught.tolist() == [True, False, True, False] and rows[[0, 2], 0].tolist() == [7, 99]
+    drawn = replay.lessons(rng, 500)
+    assert set(drawn.tolist()) == {seq for seq in range(1, 101, 2) if not is_held_out(obs_of(seq))}

@@ -70,6 +70,26 @@ def test_no_costs_are_refused() -> None:
         exits.deepest_affordable([], 1.0)
 
 
+@given(
+    st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=2, max_size=8),
+    st.floats(0, 1, exclude_max=True),
+)
+def test_what_is_drawn_could_be_and_says_how_likely_it_was(values: list[float], chance: float) -> None:
+    drawn = exits.draw(np.array(values, np.float32), chance)
+    logits = np.array(values[:-1], np.float32).astype(np.float64)
+    log = logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
+    assert drawn.log_prob == pytest.approx(log[drawn.action], rel=1e-9, abs=1e-9)
+    assert drawn.log_prob > -800  # what has no mass is not drawn
+
+
+def test_actions_are_drawn_as_often_as_the_policy_says() -> None:
+    head = np.array([0.0, 1.0, -30.0, 2.0, 9.0], np.float32)
+    drawn = [exits.draw(head, chance).action for chance in (np.arange(10_000) + 0.5) / 10_000]
+    share = np.bincount(drawn, minlength=4) / 10_000
+    wanted = np.exp(head[:4]) / np.exp(head[:4]).sum()
+    np.testing.assert_allclose(share, wanted, atol=2e-4)
+
+
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=2, max_size=8))
 def test_choose_is_argmax_and_sigmoid(values: list[float]) -> None:
     choice = exits.choose(np.array(values, np.float32))
@@ -173,3 +193,20 @@ def test_a_stage_that_no_observation_goes_on_to_does_not_run() -> None:
     exits.answer(net, obs, exits.effective_thresholds([0.0, 0.0], 2))
     assert net.counts == [1, 0, 0]
     assert exits.answer(net, obs[:0], exits.effective_thresholds([0.0, 0.0], 2))[0].shape == (0, 4)
+
+
+def test_a_policys_exit_is_believed_where_it_draws_as_the_last_one_does() -> None:
+    """Sure, and of the same favourite everywhere; in one half of the states far too soft."""
+    n, rng = 400, np.random.default_rng(0)
+    last = np.tile(np.float32([0, 3, 0, 0]), (n, 1))
+    soft = np.arange(n) % 2 == 0
+    early = last.copy()
+    early[soft, 1] = 0.5
+    early[:, 3] = np.where(soft, -1, 1) + rng.uniform(-0.5, 0.5, n)
+    heads = {0: early, 1: last}
+    assert exits.fit_thresholds(heads) == (exits.confidence(float(early[:, 3].min())),)
+    (fitted,) = exits.fit_policy_thresholds(heads)
+    believed = exits.taken(heads, (fitted,)) == 0
+    assert believed[~soft].all() and 0 < believed[soft].sum() < 0.4 * n
+    assert exits.fit_policy_thresholds({0: early[soft], 1: last[soft]}) == (1.0,)
+    assert exits.fit_policy_thresholds({0: last, 1: last, 2: last}, 0.0)[0] == exits.confidence(0.0)

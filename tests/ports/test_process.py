@@ -19,7 +19,7 @@ from edgert import config
 from edgert.errors import ArtifactError, ConfigError, StoreError, UsageError
 from edgert.ports import ipc, process
 from edgert.ports.process import Layout, Parent, Stopping
-from edgert.values import Happened, Hello, Stop, Swap
+from edgert.values import Happened, Hello, Note, Record, Stop, Swap
 
 MINIMAL = '[device]\nid = "d"\n[policy]\nbundle = "/p.edgert"\n'
 
@@ -110,6 +110,19 @@ def test_a_note_is_believed_only_with_its_file(layout: Layout) -> None:
     found, fault = process.noted_network(layout)
     assert found is None
     assert "acting.json" in fault
+
+
+def test_a_note_that_cannot_be_believed_still_says_what_may_never_act(layout: Layout) -> None:
+    assert process.read_note(layout) == (None, "")
+    bad = Swap(4, "/gen-4", "ab")
+    layout.acting.write_bytes(msgspec.json.encode(Note(5, "/gone", "cd", Record(None, (1.0,)), (bad,))))
+    note, fault = process.read_note(layout)
+    assert note == Note(0, "", "", refused=(bad,)) and "/gone is gone" in fault
+    layout.acting.write_bytes(msgspec.json.encode(Note(0, "", "", refused=(bad,))))
+    assert process.read_note(layout) == (note, "")
+    assert process.noted_network(layout) == (None, "")
+    layout.acting.write_bytes(b"{}")
+    assert process.read_note(layout)[0] is None and process.read_note(layout)[1]
 
 
 def test_the_cost_of_this_process_is_plausible() -> None:

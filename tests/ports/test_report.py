@@ -82,7 +82,7 @@ def test_the_page_is_whole_self_contained_and_has_every_figure(tmp_path: Path) -
     tags = Tags()
     tags.feed(page)
     assert tags.open == []
-    assert tags.seen.count("svg") == 7
+    assert tags.seen.count("svg") == 8
     assert not re.search(r"(src|href)=\"(?!#)", page)
     assert "@import" not in page
     assert json.loads((tmp_path / "report" / "report.json").read_text()) == json.loads(json.dumps(told))
@@ -105,7 +105,7 @@ def test_checks_come_first() -> None:
 @pytest.mark.parametrize("seconds", [0, 1, 2])
 def test_a_device_that_hardly_said_anything_is_drawn_too(seconds: int) -> None:
     quiet = device(seconds, [])
-    assert report.render(document(**{"device-1": quiet})).count("<svg") == 7
+    assert report.render(document(**{"device-1": quiet})).count("<svg") == 8
 
 
 def test_no_device_at_all_is_a_page_too() -> None:
@@ -124,3 +124,15 @@ def test_a_folder_that_cannot_be_made_is_a_store_error(tmp_path: Path) -> None:
 )
 def test_any_plain_value_has_words(value: object, text: str) -> None:
     assert report.text(value) == text
+
+
+def test_a_roll_back_is_marked_and_an_actor_that_takes_up_its_network_again_is_not() -> None:
+    swaps = [{"t_s": float(t), "ok": True, "generation": g} for t, g in ((5, 1), (6, 1), (9, 2), (15, 1), (20, 3))]
+    drawn = device(30, swaps)
+    drawn["series"]["trust"] = [None if i < 10 else 0.5 for i in range(30)]
+    page = report.render(document(**{"device-1": drawn}))
+    learning = page[page.index("<h2>Learning") : page.index("<h2>Decisions")]
+    assert learning.count("rolled back</text>") == 1 and learning.count("trust in the teacher</text>") == 1
+    assert [learning.count(f"> {generation}</text>") for generation in (1, 2, 3)] == [2, 1, 1]
+    before = report.render(document(**{"device-1": device(30, swaps[:3])}))
+    assert "rolled back</text>" not in before

@@ -35,13 +35,15 @@ def obs_of(seq: int, shape: tuple[int, int, int] = SHAPE) -> np.ndarray:
 
 def append(writer: RingWriter) -> int:
     n = writer.newest_seq + 1
-    return writer.append(obs_of(n), episode=n // 5, action=n % 6 - 1, reward=n / 2, flags=n % 16, exit=n % 3)
+    place = {"episode": n // 5, "action": n % 6 - 1, "flags": n % 16, "exit": n % 3}
+    return writer.append(obs_of(n), reward=n / 2, log_prob=-n / 4, **place)
 
 
 def assert_as_appended(records: ring.Records) -> None:
     for i, n in enumerate(records.seq.tolist()):
         assert records.episode[i] == n // 5 and records.action[i] == n % 6 - 1 and records.reward[i] == n / 2
         assert records.flags[i] == n % 16 and records.exit[i] == n % 3
+        assert records.log_prob[i] == -n / 4
         np.testing.assert_array_equal(records.obs[i], obs_of(n))
 
 
@@ -171,7 +173,7 @@ def test_a_reader_may_come_before_the_writer(tmp_path: Path) -> None:
     writer.close()
 
 
-@pytest.mark.parametrize("damage", ["no ring", "empty", "header", "version", "short"])
+@pytest.mark.parametrize("damage", ["no ring", "empty", "header", "version", "older version", "short"])
 def test_a_file_that_is_no_ring_is_a_problem_and_no_crash_and_the_writer_replaces_it(
     tmp_path: Path, damage: str
 ) -> None:
@@ -180,8 +182,8 @@ def test_a_file_that_is_no_ring_is_a_problem_and_no_crash_and_the_writer_replace
     raw = bytearray(path.read_bytes())
     if damage == "header":
         raw[13] ^= 1
-    elif damage == "version":
-        raw[8] = 99
+    elif "version" in damage:
+        raw[8] = 1 if "older" in damage else 99
     contents = {"no ring": b"x" * 5000, "empty": b"", "short": raw[:-1]}
     path.write_bytes(contents.get(damage, raw))
     reader = RingReader(path)
@@ -257,3 +259,24 @@ def test_kill_9_of_the_writer_never_shows_a_torn_record(tmp_path: Path) -> None:
         # At most the one record that was being written is lost, and a number at each restart.
         assert len(reader.read(newest - 49, newest)) >= min(newest, 50) - 1 - restarts
     assert reader.opened == 1 and seen > 0 and newest > 50
+
+
+def test_the_reader_tells_the_writer_how_far_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "r"
+    reader = RingReader(path)
+    reader.done(5)  # there is none to be told yet
+    assert reader.problem is not None
+    writer = RingWriter(path, (1, 1, 1), 4, "s")
+    assert writer.done_seq() == 0
+    reader.done(7)
+    assert writer.done_seq() == 7
+    assert reader.newest_seq() == 0  # it is no record
+    writer.close()
+    assert RingWriter(path, (1, 1, 1), 4, "s").done_seq() == 7
+
+
+def test_where_nobody_says_how_likely_an_action_was_there_is_no_number(tmp_path: Path) -> None:
+    writer = RingWriter(tmp_path / "r", SHAPE, 4, "test")
+    writer.append(bytes(24), episode=1, action=0, reward=0.0, flags=0, exit=0)
+    assert np.isnan(RingReader(tmp_path / "r").read(1, 1).log_prob).all()
+    writer.close()

@@ -160,3 +160,23 @@ def test_the_picture_shows_every_device_and_fact() -> None:
     told = console.export_text()
     for word in ("a title", "device-1", "device-2", "20.0/s", "running", "broker", "swapped", "cpu-high"):
         assert word in told
+
+
+def test_a_learning_curve_has_a_figure_a_minute() -> None:
+    points = [(0.0, 1.0), (59.0, 3.0), (130.0, 7.0)]
+    assert screen.per_minute(points) == [2.0, 7.0]
+    assert screen.binned(points, 60.0) == [(30.0, (1.0, 3.0, 2.0)), (150.0, (7.0, 7.0, 7.0))]
+    assert screen.binned([], 60.0) == []
+
+
+def test_what_is_learned_is_one_row_with_trust_and_why_not() -> None:
+    told = History()
+    for minute in range(3):
+        actor = {"episodes": minute + 1, "returns": [float(minute)]}
+        trainer = {"trust": 0.25, "loss": 1.0 / (minute + 1)}
+        more = {"training": {"idle_because": "paused"}, "counters": {"networks-rolled-back": 1}}
+        told.add(document(20, actor=actor, trainer=trainer, policy={"refused": [4]}, **more), 60.0 * minute)
+    plain, fancy = dict(screen.cells(told)), dict(screen.cells(told, fancy=True))
+    assert plain["learning"] == "return a minute 0.0 → 2.0, trust 0.25, idle: paused"
+    assert "▁▅█" in fancy["learning"] and "loss █" in fancy["learning"]
+    assert plain["rolled back"] == "1; generations 4 never act again"

@@ -322,6 +322,111 @@ def test_exploration_replaces_the_action_and_says_so_in_the_record(make: Callabl
     assert actor.safe == 0
 
 
+def drawing(actor: Actor, kind: str = "policy") -> Actor:
+    """A network acts whose heads say logits."""
+    actor.acting = msgspec.structs.replace(actor.acting, kind=kind)
+    return actor
+
+
+def test_a_policy_that_learns_is_drawn_from_and_the_record_says_how_likely_each_action_was(
+    make: Callable[..., Actor],
+) -> None:
+    actor = make(policy__explore_frac=1.0)
+    give(actor, Stub([0.0, 1.0, -40.0, 0.0]))
+    drawing(actor)
+    for seq in range(1, 82):
+        tick(actor, shown(seq))
+    found = records(actor)
+    assert not (found.flags & EXPLORED).any()  # it explores by itself
+    assert set(found.action.tolist()) == {0, 1}
+    log = np.float32([0, 1]) - np.log1p(np.exp(1))
+    np.testing.assert_allclose(found.log_prob, log[found.action], rtol=1e-5)
+
+
+def test_a_policy_that_does_not_learn_takes_the_best_action(make: Callable[..., Actor]) -> None:
+    actor = make(learn__enabled=False)
+    give(actor, Stub([0.0, 0.1, -40.0, 0.0]))
+    drawing(actor)
+    for seq in range(1, 32):
+        tick(actor, shown(seq))
+    assert set(records(actor).action.tolist()) == {1} and (records(actor).log_prob == 0).all()
+
+
+def test_a_policy_that_is_drawn_from_repeats_nothing(make: Callable[..., Actor]) -> None:
+    actor, stub = make(), Sure(1.0)
+    give(actor, stub)
+    drawing(actor)._heed(holding(repeat=9))
+    for seq in range(1, 6):
+        tick(actor, shown(seq))
+    assert len(stub.asked) == 5 and actor.held == 0
+
+
+@pytest.mark.parametrize("explore_frac", [0.0, 0.25, 1.0])
+def test_the_record_says_how_likely_exploring_made_each_action(make: Callable[..., Actor], explore_frac: float) -> None:
+    actor = make(policy__explore_frac=explore_frac)
+    give(actor, Stub([9.0, 0.0, 0.0, 0.0]))
+    for seq in range(1, 82):
+        tick(actor, shown(seq))
+    found = records(actor)
+    wanted = np.where(found.action == 0, 1 - explore_frac + explore_frac / 3, explore_frac / 3)
+    np.testing.assert_allclose(np.exp(found.log_prob), wanted, rtol=1e-5)
+
+
+def test_of_a_safe_or_repeated_action_nobody_can_say_how_likely_it_was(make: Callable[..., Actor]) -> None:
+    actor = make()
+    for seq in (1, 2):
+        tick(actor, shown(seq))
+    give(actor, Sure(1.0))
+    actor._heed(holding(repeat=3))
+    for seq in range(3, 8):
+        tick(actor, shown(seq))
+    assert np.isnan(records(actor).log_prob).tolist() == [True, True, False, True, True, False]
+
+
+def test_exploration_falls_with_the_transitions_recorded(make: Callable[..., Actor]) -> None:
+    settings = {"policy__explore_frac": 0.1, "policy__explore_from_frac": 0.9, "policy__explore_transitions": 40}
+    actor = make(**settings)
+    assert actor._explore_frac() == pytest.approx(0.9)
+    give(actor, Stub([9.0, 0.0, 0.0, 0.0]))
+    for seq in range(1, 22):
+        tick(actor, shown(seq))
+    assert actor._explore_frac() == pytest.approx(0.5)
+    for seq in range(22, 60):
+        tick(actor, shown(seq))
+    assert actor._explore_frac() == pytest.approx(0.1)
+    actor.ring.close()
+    assert make(**settings)._explore_frac() == pytest.approx(0.1)  # a restart begins nothing anew
+    assert make(policy__explore_frac=0.3)._explore_frac() == 0.3
+
+
+def test_in_lockstep_the_plant_waits_for_the_network_and_for_training(make: Callable[..., Actor]) -> None:
+    assert not make()._stands_still()
+    actor = make(plant__lockstep_hz=1e6)
+    actor._load(Swap(0, str(BUNDLE), ""))
+    assert actor._stands_still()
+    give(actor, Stub([9.0, 0.0, 0.0, 0.0]))
+    assert not actor._stands_still()
+    for seq in range(1, program.LOCKSTEP_LAG + 3):
+        tick(actor, shown(seq))
+    assert actor._stands_still()
+    RingReader(Layout(actor.config).ring).done(1)
+    assert not actor._stands_still()
+    actor._heed(Swap(1, str(BUNDLE), ""))
+    assert actor._stands_still()
+
+
+def test_lockstep_goes_no_faster_than_told(make: Callable[..., Actor], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(program.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(program.time, "sleep", lambda _: None)
+    actor = make(plant__lockstep_hz=10.0)
+    moved = 0
+    for _ in range(100):
+        now[0] += 0.01
+        moved += not actor._stands_still()
+    assert 9 <= moved <= 11
+
+
 def test_a_record_holds_what_came_of_its_action(make: Callable[..., Actor]) -> None:
     actor = make()
     give(actor, Stub([0.0, 1.0, 0.0, 0.0]))
@@ -386,6 +491,20 @@ def test_the_return_of_an_episode_with_a_gap_is_neither_told_nor_counted(
     tick(actor, shown(7, reward=2.0, episode=2))
     tick(actor, shown(8, reward=3.0, terminated=True, episode=3))
     assert (actor.episodes, list(actor.returns)) == (1, [5.0])
+
+
+def test_a_return_is_told_with_the_network_that_played_it_all(make: Callable[..., Actor]) -> None:
+    actor = make()
+    give(actor, Stub([0.0, 1.0, 0.0, 0.0]), generation=1)
+    tick(actor, shown(1, action=None))
+    tick(actor, shown(2, reward=1.0, terminated=True, episode=2))
+    give(actor, Stub([0.0, 1.0, 0.0, 0.0]), generation=2)
+    tick(actor, shown(3, reward=2.0, terminated=True, episode=3))
+    tick(actor, shown(4, reward=3.0, terminated=True, episode=4))
+    told = actor._report()
+    assert (told.returns, told.played) == ([1.0, 2.0, 3.0], [1, None, 2])
+    assert (told.reward, told.rewarded, told.network) == (6.0, 3, actor.network)
+    assert actor.network is not None and actor.network.generation == 2
 
 
 def test_an_end_that_comes_right_after_a_gap_begins_a_whole_episode(make: Callable[..., Actor]) -> None:

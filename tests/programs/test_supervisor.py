@@ -22,7 +22,20 @@ from edgert.ports import ipc
 from edgert.ports.process import Layout
 from edgert.programs import supervisor as program
 from edgert.programs.supervisor import Supervisor
-from edgert.values import Happened, Hello, StatusReply, StatusRequest, Stop, Swap
+from edgert.values import (
+    Answer,
+    Ask,
+    Budget,
+    Happened,
+    Hello,
+    Note,
+    StatusReply,
+    StatusRequest,
+    Stop,
+    Swap,
+    TrainOrder,
+    TrainReply,
+)
 
 HOUSE = Path(__file__).parents[2]
 BUNDLE = HOUSE / "models" / "breakout.edgert"
@@ -69,6 +82,7 @@ def make(written: Callable[..., Path]) -> Iterator[Callable[..., Supervisor]]:
         each.mqtt.close()
         each.spool.close()
         each.listener.close()
+        each.desk.close()
         each.selector.close()
         for channel in each.channels:
             channel.close()
@@ -116,17 +130,19 @@ def test_which_network_acts_is_noted_and_found_again(make: Callable[..., Supervi
     network = first.layout.policies / "gen-00000002.edgert"
     network.write_bytes(BUNDLE.read_bytes())
     swap = Swap(2, str(network), program.bundles.hashlib.sha256(BUNDLE.read_bytes()).hexdigest())
-    first._perform(bus.Commit(swap))
+    first._perform(bus.Commit(Note(swap.generation, swap.path, swap.sha256)))
     assert events(first) == []
     first.spool.close()
     first.listener.close()
+    first.desk.close()
     again = make()
-    assert again.world.acting == swap
+    assert again.world.networks.target == swap
     again.spool.close()
     again.listener.close()
+    again.desk.close()
     first.layout.acting.write_bytes(msgspec.json.encode(swap)[:-9])
     torn = make()
-    assert torn.world.acting is None
+    assert torn.world.networks.target.generation == 0
     assert [name for name, _ in events(torn)] == ["acting-broken"]
 
 
@@ -135,8 +151,71 @@ def test_a_note_that_could_not_be_written_is_an_event(
 ) -> None:
     supervisor = make()
     monkeypatch.setattr(program, "write_atomic", full)
-    supervisor._perform(bus.Commit(Swap(2, "/x", "")))
+    supervisor._perform(bus.Commit(Note(2, "/x", "")))
     assert events(supervisor) == [("acting-not-noted", {"why": "the disk is full"})]
+
+
+def test_a_pause_is_noted_and_found_again(make: Callable[..., Supervisor], monkeypatch: pytest.MonkeyPatch) -> None:
+    supervisor = make()
+    assert not supervisor.world.paused
+    for paused in (True, True, False, False, True):
+        supervisor._perform(bus.Pause(paused))
+        assert supervisor.layout.paused.exists() == paused
+    for port in (supervisor.spool, supervisor.listener, supervisor.desk):
+        port.close()
+    again = make()
+    assert again.world.paused
+    monkeypatch.setattr(program, "write_atomic", full)
+    again._perform(bus.Pause(True))
+    assert events(again) == [("pause-not-noted", {"why": "the disk is full"})]
+
+
+@pytest.fixture
+def childless(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Supervisor, "_start", lambda *_: None)
+
+
+@pytest.mark.usefixtures("childless")
+def test_a_client_may_order_the_training_and_a_child_may_not(
+    make: Callable[..., Supervisor], until: Callable[..., None]
+) -> None:
+    supervisor = make()
+    client, child = (ipc.connect(supervisor.layout.control) for _ in range(2))
+    assert client is not None and child is not None
+    child.send(Hello("actor", 4711))
+    child.send(TrainOrder("x", "pause"))
+    child.send(Happened("said", {}))
+    client.send(TrainOrder("a", "now"))
+    answers: list[Any] = []
+    until(lambda: listen(supervisor) or answers.extend(client.receive()) or answers, "an answer")
+    assert answers == [TrainReply("a", "the trainer is not there (yet)")]
+    said = bus.Heard("actor", Happened("said", {}))
+    until(lambda: listen(supervisor) or said in supervisor.inputs, "the child")
+    assert not supervisor.world.paused and not supervisor.layout.paused.exists()
+    client.send(TrainOrder("b", "pause"))
+    until(lambda: listen(supervisor) or answers.extend(client.receive()) or answers[1:], "an answer")
+    assert answers[1:] == [TrainReply("b", "")] and supervisor.world.paused and supervisor.layout.paused.exists()
+    client.close()
+    child.close()
+
+
+@pytest.mark.usefixtures("childless")
+def test_an_order_that_is_refused_changes_nothing(make: Callable[..., Supervisor]) -> None:
+    supervisor = make(learn__enabled=False)
+    assert "does not learn" in supervisor._order(TrainOrder("a", "pause"))
+    assert not supervisor.world.paused and not supervisor.layout.paused.exists() and events(supervisor) == []
+
+
+@pytest.mark.usefixtures("childless")
+def test_a_pause_that_a_restart_would_not_find_is_not_called_done(
+    make: Callable[..., Supervisor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supervisor = make()
+    monkeypatch.setattr(program, "write_atomic", full)
+    why = supervisor._order(TrainOrder("a", "pause"))
+    assert why == "paused, but not after a restart: the disk is full" and supervisor.world.paused
+    monkeypatch.undo()
+    assert supervisor._order(TrainOrder("b", "pause")) == "" and supervisor.layout.paused.exists()
 
 
 def test_a_store_that_takes_and_gives_nothing_costs_events_and_nothing_else(
@@ -341,3 +420,32 @@ def test_killing_who_is_gone_is_no_fault(make: Callable[..., Supervisor]) -> Non
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
     make()._perform(bus.Kill("actor", child.pid))
+
+
+def test_a_program_at_the_desk_is_told_its_share_and_refused_while_there_is_no_link(
+    make: Callable[..., Supervisor], until: Callable[..., None]
+) -> None:
+    supervisor, heard = make(), []
+    supervisor.inputs.append(bus.Sensed(supervisor.board.read(0.0)))
+    channel = ipc.connect(supervisor.layout.knowledge)
+    assert channel is not None
+    channel.send(Ask(4, b"anything"))
+
+    def turn() -> bool:
+        supervisor._hear(supervisor.desk)
+        supervisor.inputs.append(bus.Tick())
+        while supervisor.inputs:
+            supervisor.world, effects = program.control.step(supervisor.world, supervisor.inputs.popleft(), 0.0)
+            for effect in effects:
+                if isinstance(effect, bus.TellAsker):
+                    supervisor._perform(effect)
+        heard.extend(channel.receive())
+        return len(heard) >= 2
+
+    until(turn, "a budget and a refusal")
+    assert isinstance(heard[0], Budget) and heard[0].teacher_bytes_per_s == 0.0
+    assert isinstance(heard[1], Answer) and heard[1].ask_id == 4
+    assert wire.decode(heard[1].payload, wire.KnowAnswer)[0].error == "over-budget"
+    channel.close()
+    supervisor._hear(supervisor.desk)
+    assert supervisor.inputs.pop() == bus.AskersHere(())

@@ -7,13 +7,17 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from edgert import wire
+from edgert.bundle import action_set
 from edgert.knowledge import codec
 from edgert.nets import forward
 from edgert.policy import artifact
@@ -22,6 +26,7 @@ from edgert.programs import teacher as program
 
 HOUSE = Path(__file__).parents[2]
 BUNDLE = HOUSE / "models" / "breakout-teacher.edgert"
+OTHER = HOUSE / "models" / "space_invaders-teacher.edgert"
 
 pytestmark = pytest.mark.system
 
@@ -39,10 +44,21 @@ def fleet():
 class Process:
     """A teacher process."""
 
-    def __init__(self, url, fleet, name, directory, *more):
+    def __init__(self, url, fleet, name, directory, models, *more):
         self.file = directory / f"{name}.json"
         self.log = (directory / f"{name}.log").open("wb")
-        said = ["--model", BUNDLE, "--broker", url, "--fleet", fleet, "--name", name, "--status-file", self.file, *more]
+        said = [
+            *(word for each in models for word in ("--model", each)),
+            "--broker",
+            url,
+            "--fleet",
+            fleet,
+            "--name",
+            name,
+            "--status-file",
+            self.file,
+            *more,
+        ]
         command = [sys.executable, "-m", "edgert.programs.teacher", *map(str, said)]
         self.process = subprocess.Popen(
             command, stderr=self.log, cwd=HOUSE, env={**os.environ, "PYTHONPATH": str(HOUSE)}
@@ -65,8 +81,8 @@ class Process:
 def teachers(tmp_path, until):
     started = []
 
-    def start(url, fleet, *names, more=()):
-        new = [Process(url, fleet, name, tmp_path, *more) for name in names]
+    def start(url, fleet, *names, models=(BUNDLE,), more=()):
+        new = [Process(url, fleet, name, tmp_path, models, *more) for name in names]
         started.extend(new)
         for each in new:
             until(each.up, "the teacher to be up")
@@ -139,13 +155,35 @@ class Student:
 def student(policy, until):
     made = []
 
-    def make(url, fleet, device="pi-1"):
-        made.append(Student(url, fleet, until, policy, device))
+    def make(url, fleet, device="pi-1", of=policy):
+        made.append(Student(url, fleet, until, of, device))
         return made[-1]
 
     yield make
     for each in made:
         each.mqtt.close()
+
+
+def vector_policy(weight):
+    """Two outputs, logits and value, of a vector."""
+    rows, columns = weight.shape
+    return helper.make_model(
+        helper.make_graph(
+            [
+                helper.make_node("MatMul", ["obs", "w"], ["all"]),
+                helper.make_node("Split", ["all", "sizes"], ["pi", "v"], axis=1),
+            ],
+            "g",
+            [helper.make_tensor_value_info("obs", TensorProto.FLOAT, ["n", rows])],
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("pi", "v")],
+            [
+                numpy_helper.from_array(weight, "w"),
+                numpy_helper.from_array(np.array([columns - 1, 1], np.int64), "sizes"),
+            ],
+        ),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=9,
+    )
 
 
 def observations(policy, n, seed):
@@ -231,6 +269,107 @@ def test_poison_is_counted_and_never_fatal(mosquitto, fleet, teachers, student, 
     assert only.status()["faults"] == {**dict.fromkeys(refused, 1), "malformed": 42, "response-topic": 2}
 
 
+def test_three_replicas_one_is_killed_in_the_middle_of_the_work(mosquitto, fleet, teachers, student, policy, until):
+    trio = teachers(mosquitto.url, fleet, "t1", "t2", "t3")
+    pupils = [student(mosquitto.url, fleet, f"pi-{i}") for i in range(2)]
+    obs = {number: observations(policy, 2, 1000 + number) for number in range(120)}
+    for number in range(0, 60):
+        pupils[number % 2].ask(obs[number], number)
+    until(lambda: [pupil.look() for pupil in pupils] and sum(len(pupil.answers) for pupil in pupils) >= 20, "work")
+    trio[1].process.kill()
+    for number in range(60, 120):
+        pupils[number % 2].ask(obs[number], number)
+    trio[1].process.wait()
+
+    def complete():
+        # What a student does: whatever was not answered in time is asked again.
+        missing = [n for n in obs if pupils[n % 2].look() and n.to_bytes(8, "big") not in pupils[n % 2].answers]
+        for number in missing:
+            pupils[number % 2].ask(obs[number], number)
+        time.sleep(0.3 if missing else 0)
+        return not missing
+
+    until(complete, "all answers")
+    for number, each in obs.items():
+        for told in pupils[number % 2].answers[number.to_bytes(8, "big")]:
+            pupils[number % 2].agrees(told, each)
+    for each in (trio[0], trio[2]):
+        assert each.process.poll() is None
+        assert each.stop() == 0
+        assert each.status()["answers"] > 0
+
+
+def test_one_process_teaches_several_tasks(mosquitto, fleet, teachers, student, policy, until, tmp_path):
+    metrics, foreign = tmp_path / "teacher.prom", tmp_path / "net.onnx"
+    weight = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+    onnx.save(vector_policy(weight), str(foreign))
+    other = artifact.load(OTHER.read_bytes())
+    [only] = teachers(
+        mosquitto.url,
+        fleet,
+        "t1",
+        models=(BUNDLE, OTHER, f"walk={foreign}?scale=0.5&actions=l,m,r"),
+        more=("--metrics", metrics),
+    )
+    pupils = {each.manifest.task: student(mosquitto.url, fleet, of=each) for each in (policy, other)}
+    for pupil in pupils.values():
+        obs = observations(pupil.policy, 5, 8)
+        asked = [pupil.ask(obs, 1), pupil.ask(obs, 2)]
+        for told in pupil.wait(*asked):
+            pupil.agrees(told, obs)
+    walker = student(mosquitto.url, fleet, device="pi-2")
+    walker.topic, walker.answer_topic = (
+        each.replace("/breakout", "/walk") for each in (walker.topic, walker.answer_topic)
+    )
+    walker.mqtt.subscribe([(walker.answer_topic, 1)])
+    obs = np.random.default_rng(9).integers(0, 256, (3, 1, 1, 6), np.uint8)
+    walk = {"task": "walk", "obs_shape": (1, 1, 6), "n_actions": 3}
+    right, wrong, size = walker.wait(
+        walker.ask(obs, 1, **walk, actions=action_set("lmr")),
+        walker.ask(obs, 2, **walk, actions=action_set("rml")),
+        walker.ask(obs, 3, **(walk | {"n_actions": 4})),
+    )
+    assert (right.kind, wrong.error, size.error) == ("policy", "actions", "n-actions")
+    np.testing.assert_allclose(
+        codec.decode_q(right.data, 3, 4), (obs.reshape(3, 6) * np.float32(0.5)) @ weight, rtol=1e-4, atol=1e-3
+    )
+    until(lambda: only.status()["answers"] == 7, "the counters")
+    status = only.status()
+    assert {task: each["answers"] for task, each in status["tasks"].items()} == {
+        "breakout": 2,
+        "space_invaders": 2,
+        "walk": 3,
+    }
+    assert status["faults"] == status["tasks"]["walk"]["faults"] == {"actions": 1, "n-actions": 1}
+    assert status["tasks"]["breakout"]["cache_hits"] == 5
+    assert len({each["teacher"] for each in status["tasks"].values()}) == 3
+    until(lambda: walker.look() and {t["task"] for t in walker.telemetry} == {*status["tasks"]}, "telemetry")
+
+    def value(line):
+        return [float(each.rsplit(" ", 1)[1]) for each in metrics.read_text().splitlines() if each.startswith(line)]
+
+    until(lambda: value('edgert_teacher_answers_total{task="walk"}') == [3], "metrics")
+    assert value('edgert_teacher_faults_total{task="walk",reason="actions"}') == [1]
+    assert value('edgert_teacher_run_rows_count{task="breakout"}') <= [2]
+    assert value('edgert_teacher_model_seconds_total{task="breakout"}') > [0]
+
+
+def test_a_student_beyond_its_budget_is_told_when_to_come_back_and_the_others_are_served(
+    mosquitto, fleet, teachers, student, policy, until
+):
+    [only] = teachers(mosquitto.url, fleet, "t1", more=("--student-bytes-per-s", 100))
+    greedy, modest = student(mosquitto.url, fleet, "greedy"), student(mosquitto.url, fleet, "modest")
+    obs = observations(policy, 60, 10)
+    told = greedy.wait(*[greedy.ask(obs, number) for number in range(6)])
+    refused = [each for each in told if each.error]
+    assert [each.error for each in told[:1]] == [""]
+    assert refused
+    assert all(each.error == "over-budget" and 0 < each.retry_s <= 3600 and not each.data for each in refused)
+    few = observations(policy, 1, 11)
+    modest.agrees(modest.wait(modest.ask(few, 1))[0], few)
+    until(lambda: only.status()["faults"] == {"over-budget": len(refused)}, "the counters")
+
+
 def test_a_message_of_more_than_a_megabyte_harms_nobody(fresh_mosquitto, fleet, teachers, student, policy):
     fresh_mosquitto.configure("max_packet_size 4000000\n")
     [only] = teachers(fresh_mosquitto.url, fleet, "t1")
@@ -294,6 +433,12 @@ def test_all_fleets(mosquitto, fleet, teachers, student, policy, until):
         {"--fleet": "a/b"},
         {"--task": "#"},
         {"--name": "x y"},
+        {"--model": f"a={BUNDLE}", "--bundle": f"a={OTHER}"},
+        {"--bundle": str(OTHER), "--task": "one-for-two"},
+        {"--model": f"{BUNDLE}?layout=nchw"},
+        {"--student-bytes-per-s": "nan"},
+        {"--cache-bytes": "-1"},
+        {"--metrics": "x.txt"},
     ],
     ids=str,
 )

@@ -23,7 +23,19 @@ from edgert.ports.process import Layout, noted_network
 from edgert.ports.ring import TERMINATED, RingWriter
 from edgert.programs import trainer as program
 from edgert.programs.trainer import Trainer
-from edgert.values import Answer, Ask, Budget, Candidate, Stop, Swap, TrainerReport
+from edgert.values import (
+    Answer,
+    Ask,
+    Budget,
+    Candidate,
+    Note,
+    Outcome,
+    Record,
+    Stop,
+    Swap,
+    TrainerReport,
+    TrainOrder,
+)
 
 BUNDLE = Path(__file__).parents[2] / "models" / "breakout.edgert"
 DATA = BUNDLE.read_bytes()
@@ -112,7 +124,8 @@ def answered(trainer: Trainer, ask: Ask, value: float = 1.0) -> Answer:
     """What a teacher would say that gives every action the same value."""
     asked, _ = wire.decode(ask.payload, wire.KnowAsk)
     q = np.full((asked.count, asked.n_actions), value, np.float32)
-    answer = wire.KnowAnswer(teacher="t", count=asked.count, codec=asked.codec, data=codec.encode_q(q))
+    data = codec.CODECS[asked.codec].encode_q(q)
+    answer = wire.KnowAnswer(teacher="t", count=asked.count, codec=asked.codec, data=data)
     return Answer(ask.ask_id, wire.encode(answer))
 
 
@@ -161,7 +174,8 @@ def test_another_ring_is_another_past(make: Callable[..., Trainer], layout: Layo
     trainer.read_ring()
     assert teach(trainer) > 0
     question, _ = wire.decode(asked(trainer).payload, wire.KnowAsk)
-    known = {row.tobytes() for row in codec.decode_obs(question.data, question.count, question.obs_shape)}
+    rows = codec.CODECS[question.codec].decode_obs(question.data, question.count, question.obs_shape)
+    known = {row.tobytes() for row in rows}
     layout.ring.unlink()
     write(layout, 20, seed=5).close()
     trainer.read_ring()
@@ -187,7 +201,7 @@ def test_knowledge_finds_its_transitions(make: Callable[..., Trainer], layout: L
     assert teach(trainer) >= 16
     _, _, q = trainer.replay.taught()
     assert (q == 1.0).all()
-    assert trainer.student.counters.answered == 16
+    assert trainer.schooling.tutor.student.counters.answered == 16
 
 
 def test_knowledge_that_cannot_be_read_is_counted_and_logged_once(
@@ -198,8 +212,9 @@ def test_knowledge_that_cannot_be_read_is_counted_and_logged_once(
     trainer.read_ring()
     ask = asked(trainer)
     good, _ = wire.decode(answered(trainer, ask).payload, wire.KnowAnswer)
-    bad_q = codec.encode_q(np.full((16, 3), np.nan, np.float32))
-    short_q = codec.encode_q(np.zeros((3, 3), np.float32))
+    encode_q = codec.CODECS[good.codec].encode_q
+    bad_q = encode_q(np.full((16, 3), np.nan, np.float32))
+    short_q = encode_q(np.zeros((3, 3), np.float32))
     for payload in (
         b"",
         b"\xff" * 100,
@@ -211,9 +226,9 @@ def test_knowledge_that_cannot_be_read_is_counted_and_logged_once(
     ):
         trainer._heed(Answer(ask.ask_id, payload), 1.0)
     trainer._heed(Answer(ask.ask_id + 77, answered(trainer, ask).payload), 1.0)
-    faults = {**trainer.faults, **trainer.student.faults}
+    faults = trainer.schooling.all_faults()
     assert faults["answer-malformed"] >= 4
-    assert faults["teacher-refused"] == 50
+    assert faults["teacher-refused"] == faults["refused-other"] == 50
     assert len(faults) < 8, "a peer must not be able to invent counters"
     assert len(trainer.replay.taught()[0]) == 0
     assert len([r for r in caplog.records if r.levelno >= logging.WARNING]) == 2
@@ -269,6 +284,7 @@ def test_a_killed_trainer_goes_on_where_it_committed(
     trainer.commit()
     for _ in range(5):
         trainer.step()
+    trainer.schooling.close()  # as the kernel does for a process that was killed
     write(layout, 50).close()
     other = make()
     other.resume()
@@ -426,15 +442,76 @@ def test_candidates_are_judged_against_the_network_that_acts(make: Callable[...,
     assert other.thresholds == POLICY.manifest.thresholds
 
 
-def test_told_to_stop_it_commits_and_leaves(
+def test_what_was_rolled_back_must_be_beaten_by_the_next(
     make: Callable[..., Trainer], layout: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Asked:
-        asked = False
+    limits: list[float] = []
 
-        def __bool__(self) -> bool:
-            return self.asked
+    def passed(evidence: object, told: program.Limits) -> Verdict:
+        limits.append(told.beat_frac)
+        return Verdict({"regret": True}, {})
 
+    trainer = trained(make, layout)
+    monkeypatch.setattr(program, "judge", passed)
+    installed = trainer.acting
+    trainer.offer()
+    (offered,) = trainer.parent.of(Candidate)  # type: ignore[attr-defined]  # `Told`
+    swap = Swap(1, offered.path, offered.sha256)
+    accepted = trainer.acting
+    trainer._heed(Outcome(swap, 1, "swapped"), 0.0)
+    assert trainer.acting is accepted
+    weights = trainer.learner.params.flat.copy()
+    trainer._heed(Outcome(None, 1, "rolled-back", "worse", 10.0, 2.0, 8), 0.0)
+    assert trainer.acting is installed and trainer.counters["rolled_back"] == 1
+    assert np.array_equal(trainer.learner.params.flat, weights), "it goes on from what it has learned"
+    trainer.step()
+    trainer.offer()
+    trainer._heed(Outcome(swap, 2, "kept"), 0.0)
+    trainer.step()
+    trainer.offer()
+    assert limits == [0.0, program.BEAT_FRAC, 0.0]
+
+
+def test_a_refused_candidate_is_not_what_the_next_is_judged_by(
+    make: Callable[..., Trainer], layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trained(make, layout)
+    monkeypatch.setattr(program, "judge", lambda *_: Verdict({"regret": True}, {}))
+    trainer.offer()
+    trainer._heed(Outcome(None, 1, "refused", "golden"), 0.0)
+    assert trainer.acting is trainer.installed and trainer.judged_by == 0
+    trainer._heed(Outcome(Swap(9, str(layout.policies / "gone"), "x")), 0.0)
+    assert trainer.faults == {"acting-broken": 1} and trainer.acting is trainer.installed
+
+
+def test_the_network_to_go_back_to_stays_on_disk(make: Callable[..., Trainer], layout: Layout) -> None:
+    trainer = make()
+    best, acts = (Swap(n, *trainer._store(DATA)) for n in (1, 2))
+    note = Note(acts.generation, acts.path, acts.sha256, Record(best, returns=(1.0,)))
+    layout.acting.write_bytes(msgspec.json.encode(note))
+    for _ in range(5):
+        trainer._store(DATA)
+    assert Path(best.path).exists() and noted_network(layout) == (acts, "")
+
+
+def test_asked_for_a_candidate_now_it_says_what_came_of_it(make: Callable[..., Trainer], layout: Layout) -> None:
+    trainer = trained(make, layout)
+    trainer._heed(TrainOrder("a", "now"), 0.0)
+    told = trainer._report()
+    assert told.order == "a" and told.order_told.startswith("candidate 1 ") and told.checkpoint == 1
+    assert told.replay > 0 and told.replay_max == 2000 and told.needed == 50 and told.checkpoint_age_s is not None
+    trainer._heed(TrainOrder("b", "now"), 0.0)
+    assert "nothing was learned since" in trainer._report().order_told
+
+
+class Asked:
+    asked = False
+
+    def __bool__(self) -> bool:
+        return self.asked
+
+
+def test_told_to_stop_it_commits_and_leaves(make: Callable[..., Trainer], layout: Layout) -> None:
     trainer = trained(make, layout)
     trainer.parent.says = [Stop()]  # type: ignore[attr-defined]  # `Told`
     assert trainer.run(Asked()) == 0  # type: ignore[arg-type]  # what it needs of a `Stopping`
@@ -444,6 +521,19 @@ def test_told_to_stop_it_commits_and_leaves(
     assert report.transitions == 400
 
 
+@pytest.mark.parametrize("parted", [True, False])
+def test_a_verdict_on_a_teacher_is_committed_at_once(
+    make: Callable[..., Trainer], layout: Layout, monkeypatch: pytest.MonkeyPatch, parted: bool
+) -> None:
+    trainer, commits = trained(make, layout), []
+    trainer.schooling.parted = parted
+    monkeypatch.setattr(trainer, "commit", lambda: commits.append(1))
+    turns = iter([False, False, True])
+    monkeypatch.setattr(Asked, "__bool__", lambda _: next(turns))
+    trainer.run(Asked())  # type: ignore[arg-type]  # what it needs of a `Stopping`
+    assert len(commits) == 1 + parted and not trainer.schooling.parted
+
+
 def test_a_device_that_sees_nothing_new_neither_trains_on_nor_offers_again(
     make: Callable[..., Trainer], layout: Layout
 ) -> None:
@@ -451,7 +541,7 @@ def test_a_device_that_sees_nothing_new_neither_trains_on_nor_offers_again(
     for _ in range(2000):
         trainer._train(1.0)
     steps = trainer.learner.steps
-    assert steps == 1 + program.STEPS_PER_TRANSITION * trainer.counters["transitions"]
+    assert steps == 1 + trainer.pays * trainer.counters["transitions"]
     trainer.offer()
     offered = trainer.counters["candidates"]
     trainer.offer()
@@ -474,3 +564,58 @@ def test_what_was_learned_from_one_bundle_does_not_go_on_in_another(
     replaced = Trainer(settings(folder), layout, other, seed=1)
     replaced.resume()
     assert replaced.learner.steps == 0 and "checkpoint-refused" in replaced.faults
+
+
+def test_candidates_may_be_counted_in_transitions(make: Callable[..., Trainer], layout: Layout) -> None:
+    trainer = make(learn__candidate_transitions=60)
+    assert not trainer._offers(True)
+    write(layout, 100).close()
+    trainer.read_ring()
+    assert trainer._offers(False) and not trainer._offers(True)
+    assert make()._offers(True) and not make()._offers(False)
+
+
+def test_a_plant_in_lockstep_is_told_what_is_paid_for(make: Callable[..., Trainer], layout: Layout) -> None:
+    trainer = make(learn__steps_per_transition=0.5, learn__min_transitions=50, plant__lockstep_hz=1000.0)
+    ring = write(layout, 40)
+    trainer.read_ring()
+    trainer._tell_done()
+    assert ring.done_seq() == 40  # nothing can be learned from so few
+    ring.close()
+    ring = write(layout, 60)
+    trainer.read_ring()
+    trainer._tell_done()
+    behind = ring.newest_seq - ring.done_seq()
+    assert behind == 100
+    for _ in range(40):
+        trainer._train(1.0)
+    trainer._tell_done()
+    assert ring.done_seq() == ring.newest_seq and trainer.learner.steps == 50
+
+
+def test_without_a_gate_everything_sound_is_accepted(make: Callable[..., Trainer], layout: Layout) -> None:
+    trainer = make(learn__gated=False)
+    write(layout, 1500).close()
+    trainer.read_ring()
+    trainer.step()
+    trainer._judge = lambda *_: Verdict({"finite": True, "td-error": False}, {})  # type: ignore[method-assign]
+    trainer.offer()
+    (offered,) = trainer.parent.of(Candidate)  # type: ignore[attr-defined]  # `Told`
+    assert offered.path and offered.checks == {"finite": True}
+
+
+def test_imitation_fades_with_the_transitions_where_it_shall(
+    make: Callable[..., Trainer], layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"learn__distill_transitions": 400, "teacher__weighing": "full", "learn__distill_weight": 2.0}
+    trainer = make(**settings)
+    write(layout, 100).close()
+    trainer.read_ring()
+    told = []
+    learn = trainer.learner.step
+    monkeypatch.setattr(trainer.learner, "step", lambda batch, hyper: (told.append(hyper), learn(batch, hyper))[1])
+    trainer.step()
+    write(layout, 500).close()
+    trainer.read_ring()
+    trainer.step()
+    assert [hyper.distill_weight for hyper in told] == pytest.approx([1.5, 0.0])

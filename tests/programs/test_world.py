@@ -43,7 +43,7 @@ class Tiny(gymnasium.Env):
         return np.array([[self.here, Tiny.steps, 0], [0, 0, self.np_random.integers(256)]], np.uint8)
 
 class Wide(Tiny):
-    observation_space = gymnasium.spaces.Box(0, 1, (3,), np.float32)
+    observation_space = gymnasium.spaces.Box(0, 1, (3, 2), np.float32)
 
 class Steered(Tiny):
     action_space = gymnasium.spaces.Box(0, 1, (3,), np.float32)
@@ -197,7 +197,7 @@ def test_killed_and_restarted_it_begins_a_new_episode(directory: Path, start: St
         ("MinAtar/NoSuch-v1", "NoSuch"),
         ("nosuchpackage:Thing-v1", "nosuchpackage"),
         ("tinyworld:Tiny-v7", "Tiny"),
-        ("tinyworld:Wide-v0", "uint8 or bool"),
+        ("tinyworld:Wide-v0", "one row of numbers"),
         ("tinyworld:Steered-v0", "Discrete"),
     ],
 )

@@ -1,7 +1,7 @@
 """A plant made of users' own programs: they ask for decisions over a Unix socket.
 
-The frames are documented in edgert/client.py. Each connection is a stream of its own: what it says of a previous action
-is about the last action it was given.
+The frames are documented in edgert/client/__init__.py. Each connection is a stream of its own: what it says of a
+previous action is about the last action it was given.
 """
 
 from __future__ import annotations

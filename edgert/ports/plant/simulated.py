@@ -35,15 +35,17 @@ class SimulatedPlant:
     Thread: one.
     """
 
-    paced = True
-
-    def __init__(self, socket_path: str | os.PathLike[str], obs_shape: tuple[int, int, int]) -> None:
+    def __init__(
+        self, socket_path: str | os.PathLike[str], obs_shape: tuple[int, int, int], *, paced: bool = True
+    ) -> None:
         """Connects at the first `observe`.
 
         Args:
             socket_path: where the world listens.
             obs_shape: (H, W, C) the policy takes.
+            paced: the actor's clock sets the pace, and not the world by answering.
         """
+        self.paced = paced
         self.faults: dict[str, int] = {}
         self.last_fault = ""
         self._path = socket_path

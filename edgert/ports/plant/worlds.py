@@ -2,7 +2,8 @@
 
 What comes out shows uint8 images of (height, width, channels) and takes actions 0..n-1, whatever the environment itself
 does. Atari games, `ALE/<Game>-v5`, are shown as `ATARI` says, by the same C++ code alone and side by side, so that a
-policy meets on the device exactly what it was trained on.
+policy meets on the device exactly what it was trained on. Environments that show a few numbers instead of a picture,
+as CartPole does, are shown as `Coarse` says.
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ def make(env_id: str) -> Any:
         A gymnasium.Env with uint8 (H, W, C) observations and actions 0..n-1, to be reset after each episode.
 
     Raises:
-        ConfigError: no such environment, a package for it is missing, or its spaces are not uint8 or bool images and
-            discrete actions.
+        ConfigError: no such environment, a package for it is missing, or its spaces are not uint8 or bool images, or a
+            row of numbers, and discrete actions.
         BoardError: the drone's engine does not start.
     """
     if env_id.startswith("ALE/"):
@@ -73,11 +74,13 @@ def make(env_id: str) -> Any:
     except (gymnasium.error.Error, ImportError) as error:
         raise ConfigError(f"environment {env_id}: {error} (is the package that brings it installed?)") from error
     shown, actions = env.observation_space, env.action_space
-    if not isinstance(shown, gymnasium.spaces.Box) or shown.dtype not in (np.bool_, np.uint8) or len(shown.shape) > 3:
-        raise ConfigError(f"environment {env_id} shows {shown}: a uint8 or bool array of up to 3 dimensions is needed")
+    image = isinstance(shown, gymnasium.spaces.Box) and shown.dtype in (np.bool_, np.uint8) and len(shown.shape) <= 3
+    if not image and not (isinstance(shown, gymnasium.spaces.Box) and len(shown.shape) == 1):
+        needed = "a uint8 or bool array of up to 3 dimensions, or one row of numbers, is needed"
+        raise ConfigError(f"environment {env_id} shows {shown}: {needed}")
     if not isinstance(actions, gymnasium.spaces.Discrete):
         raise ConfigError(f"environment {env_id} takes {actions}: a Discrete action space is needed")
-    return _Image(env)
+    return _Image(env if image else Coarse(env))
 
 
 def vector(env_id: str, n: int) -> Any:
@@ -137,6 +140,46 @@ class _Image(gymnasium.Wrapper[U8, np.int64, Any, Any]):
 
     def _image(self, obs: Any) -> U8:
         return np.ascontiguousarray(obs, dtype=np.uint8).reshape(self._shape)
+
+
+COARSE_CELLS = 16
+"""Cells a number is spread over."""
+_CENTRED = 8.0
+_UNBOUNDED = 1e6  # float32's own limits are no limits
+
+
+class Coarse(gymnasium.ObservationWrapper[U8, np.int64, Any]):
+    """Shows a row of n numbers as n rows of `COARSE_CELLS` cells, uint8 (1, n, COARSE_CELLS).
+
+    A number is brought into -1..1, within finite limits by asinh(8 t) / asinh(8), where t is -1 and 1 at the limits,
+    else by x / (1 + |x|): both are finest round the middle, where most values lie, and change their order nowhere. It
+    then divides 255 between the two cells next to it, in proportion to nearness. So 3825 values are told apart, and a
+    small network learns from them as from coarse coding (Sutton & Barto 2018, section 9.5.3), even with eight bits a
+    weight; a number in one byte, or cut into two, would have to be unfolded first. What is not a number is shown as 0.
+    """
+
+    def __init__(self, env: Any) -> None:
+        super().__init__(env)
+        low, high = (np.asarray(each, np.float64) for each in (env.observation_space.low, env.observation_space.high))
+        self._limited = (low > -_UNBOUNDED) & (high < _UNBOUNDED) & (high > low)
+        low, high = np.where(self._limited, low, -1.0), np.where(self._limited, high, 1.0)
+        self._middle, self._half = (low + high) / 2, (high - low) / 2
+        self._rows = np.arange(len(low))
+        self.observation_space = gymnasium.spaces.Box(0, 255, (1, len(low), COARSE_CELLS), np.uint8)
+
+    def observation(self, observation: Any) -> U8:
+        """Spread every number over its cells."""
+        x = np.nan_to_num(np.asarray(observation, np.float64), posinf=1e300, neginf=-1e300)
+        t = (x - self._middle) / self._half
+        inside = np.arcsinh(_CENTRED * np.clip(t, -1, 1)) / np.arcsinh(_CENTRED)
+        z = np.where(self._limited, inside, t / (1 + np.abs(t)))
+        place = (z + 1) / 2 * (COARSE_CELLS - 1)
+        cell = np.clip(place.astype(np.int64), 0, COARSE_CELLS - 2)
+        above = np.clip(np.rint(255 * (place - cell)), 0, 255)
+        shown = np.zeros((1, len(x), COARSE_CELLS), np.uint8)
+        shown[0, self._rows, cell] = 255 - above
+        shown[0, self._rows, cell + 1] = above
+        return shown
 
 
 class _AtariVector(gymnasium.vector.VectorEnv[U8, npt.NDArray[np.int64], Any]):

@@ -45,14 +45,26 @@ class Waiting(Count):
 
 
 class Wide(Count):
-    observation_space = gymnasium.spaces.Box(0, 1, (3,), np.float32)
+    observation_space = gymnasium.spaces.Box(0, 1, (3, 2), np.float32)
+
+
+class Numbers(Count):
+    """Shows what the test wants: a number within limits, one within none, and one that is limited on one side."""
+
+    observation_space = gymnasium.spaces.Box(
+        np.array([-2, -np.inf, 0], np.float32), np.array([6, np.inf, np.finfo(np.float32).max], np.float32)
+    )
+    shows = (0.0, 0.0, 0.0)
+
+    def show(self):
+        return np.array(self.shows, np.float64)
 
 
 class Steered(Count):
     action_space = gymnasium.spaces.Box(0, 1, (3,), np.float32)
 
 
-for each in (Count, Bits, Waiting, Wide, Steered):
+for each in (Count, Bits, Waiting, Wide, Numbers, Steered):
     gymnasium.register(f"{each.__name__}-v0", each)
 
 
@@ -73,7 +85,7 @@ def test_every_observation_becomes_uint8_of_three_dimensions_and_actions_count_f
     [
         ("NoSuch/Thing-v1", "NoSuch"),
         ("nosuchpackage:Thing-v1", "nosuchpackage"),
-        ("Wide-v0", "uint8 or bool"),
+        ("Wide-v0", "one row of numbers"),
         ("Steered-v0", "Discrete"),
     ],
 )
@@ -81,6 +93,35 @@ def test_what_cannot_be_played_is_told(env_id: str, what: str) -> None:
     with pytest.raises(ConfigError, match=what) as told:
         worlds.make(env_id)
     assert env_id in str(told.value)
+
+
+def placed(env, *numbers: float) -> list[float]:
+    """Where each number is shown, in cells."""
+    env.unwrapped.shows = numbers
+    shown = env.step(0)[0]
+    assert shown.shape == env.observation_space.shape == (1, 3, worlds.COARSE_CELLS) and shown.dtype == np.uint8
+    assert (shown.sum(-1) == 255).all() and ((shown > 0).sum(-1) <= 2).all()
+    return [float(row @ np.arange(worlds.COARSE_CELLS) / 255) for row in shown[0].astype(int)]
+
+
+def test_a_row_of_numbers_is_spread_over_cells_in_their_order() -> None:
+    env = worlds.make("Numbers-v0")
+    env.reset(seed=200)
+    middle, last = (worlds.COARSE_CELLS - 1) / 2, worlds.COARSE_CELLS - 1
+    assert placed(env, -2, 0, 0) == pytest.approx([0, middle, middle], abs=0.01)
+    assert placed(env, 2, 1e30, 1e30) == pytest.approx([middle, last, last], abs=0.01)
+    assert placed(env, 6, -1e30, 1) == pytest.approx([last, 0, middle + last / 4], abs=0.01)
+    places = [placed(env, x, x, x) for x in np.linspace(-2, 6, 60)]
+    assert (np.diff(places, axis=0) > 0).all()
+    assert placed(env, 99, np.inf, -np.inf) == pytest.approx([last, last, 0], abs=0.01)
+    assert placed(env, np.nan, np.nan, np.nan)[1] == pytest.approx(middle, abs=0.01)
+
+
+def test_small_differences_of_numbers_are_seen() -> None:
+    env = worlds.make("Numbers-v0")
+    env.reset(seed=200)
+    assert placed(env, 2.0, 0.0, 0.0)[0] != placed(env, 2.002, 0.0, 0.0)[0]
+    assert placed(env, 2.0, 0.0, 0.0)[1] != placed(env, 2.0, 0.002, 0.0)[1]
 
 
 def test_a_package_is_asked_to_register_what_it_declares(monkeypatch: pytest.MonkeyPatch) -> None:

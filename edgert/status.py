@@ -1,0 +1,118 @@
+"""What a supervisor knows, as one document: for the terminal, the broker and the report."""
+
+from __future__ import annotations
+
+import msgspec
+
+from edgert.control import PAUSED, World
+from edgert.govern import trial
+from edgert.values import TrainOrder
+
+
+def document(world: World, now_s: float) -> dict[str, object]:
+    """The document that `edgert status --json` prints and telemetry carries.
+
+    Args:
+        world: the state.
+        now_s: monotonic seconds.
+
+    Returns:
+        Plain maps, lists, numbers and text; unknown values are None.
+
+    Raises:
+        nothing.
+    Source:
+        ours: one document for the terminal, the broker and the report.
+    """
+    builtins = msgspec.to_builtins
+    config, readings = world.config, world.readings
+    return {
+        "device": config.device.id,
+        "fleet": config.device.fleet,
+        "task": world.task,
+        "up_s": round(now_s - world.started_s, 3),
+        "ready": world.ready,
+        "link": {
+            "up": world.link_up,
+            "reason": world.link_reason,
+            "ups": world.link_ups,
+            "rtt_s": readings.link_rtt_s.value,
+            "events_waiting": world.outbox.last - world.outbox.floor,
+        },
+        "board": {
+            "load_frac": readings.load_frac.value,
+            "temp_c": readings.temp_c.value,
+            "battery_frac": readings.battery_frac.value if readings.has_battery else None,
+            "power_w": readings.power_w.value,
+        },
+        "budget": builtins(world.budget),
+        "children": {role: builtins(child) for role, child in world.children.items()},
+        "actor": builtins(world.actor),
+        "actor_age_s": None if world.actor_at_s is None else round(now_s - world.actor_at_s, 3),
+        "trainer": builtins(world.trainer),
+        "trainer_age_s": None if world.trainer_at_s is None else round(now_s - world.trainer_at_s, 3),
+        "policy": {
+            "generation": world.networks.target.generation,
+            "pending": None if world.networks.pending is None else world.networks.pending.generation,
+            "last_swap": builtins(world.last_swap),
+            **trial.shown(world.networks),
+            "exits_order": None if world.order is None else world.order.told.id,
+        },
+        "training": {
+            "paused": world.paused,
+            "idle_because": idle_because(world),
+            "networks_rolled_back": world.counters.get("networks-rolled-back", 0),
+        },
+        "counters": dict(world.counters),
+    }
+
+
+def idle_because(world: World) -> str:
+    """Why nothing is learned now, in words.
+
+    Args:
+        world: the state.
+
+    Returns:
+        Empty while gradient steps may be taken.
+
+    Raises:
+        nothing.
+    Source:
+        ours: the first of the reasons that would have to go.
+    """
+    trainer, child, budget = world.trainer, world.children.get("trainer"), world.budget
+    if child is None:
+        return "learn.enabled is false in the configuration"
+    if world.paused:
+        return PAUSED
+    if trainer is None or not child.connected:
+        return "the trainer is not there (yet)"
+    if budget is not None and budget.train_steps_hz <= 0:
+        return f"budget: {budget.why.get('train_steps_hz', 'no steps')}"
+    if trainer.replay < trainer.needed:
+        return f"{trainer.replay} transitions, it takes {trainer.needed}"
+    return ""
+
+
+def refusal(world: World, order: TrainOrder) -> str:
+    """Why an order about the training is of no use, in words.
+
+    Args:
+        world: the state.
+        order: a person's word.
+
+    Returns:
+        Empty when it can be obeyed.
+
+    Raises:
+        nothing.
+    Source:
+        ours: pausing needs no trainer, it holds for the one that comes.
+    """
+    child = world.children.get("trainer")
+    if child is None:
+        return "this device does not learn: learn.enabled is false in the configuration"
+    if order.verb == "now" and not child.connected:
+        return "the trainer is not there (yet)"
+    return ""
