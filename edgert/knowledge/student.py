@@ -330,7 +330,8 @@ class Student:
         sent = self._asks.get(ask_id)
         fault = self._fault_of(ask_id, sent, q)
         if sent is None or fault is not None:
-            self._tokens_bytes -= answer_bytes
+            if sent is not None:  # asking less would not stop what nobody asked for, only silence us
+                self._tokens_bytes -= answer_bytes
             self.faults[fault or ""] = self.faults.get(fault or "", 0) + 1
             return []
         n = len(sent.digests)

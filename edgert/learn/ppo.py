@@ -433,4 +433,5 @@ def _with_lessons(batch: Batch, obs: U8, teacher_q: F32) -> Batch:
         teacher_q=teacher_q,
         taught=np.ones(n, bool),
     )
-    return Batch._make(np.concatenate(pair) for pair in zip(batch, more, strict=True))
+    columns = zip(batch, more, strict=True)
+    return Batch._make(np.concatenate((np.asarray(own), np.asarray(other))) for own, other in columns)

@@ -474,3 +474,11 @@ def test_wrong_use_is_a_usage_error():
         student(batch=0)
     with pytest.raises(UsageError):
         student(timeout_s=float("nan"))
+
+
+def test_what_nobody_asked_for_does_not_cost_the_right_to_ask() -> None:
+    pupil = student()
+    pupil.saw(1, obs(1), 1.0)
+    assert pupil.plan(0.0, 1000.0) is None, "no budget has come yet"
+    assert pupil.answer(77, truth(1)[None], 10 << 20, 0.5) == []
+    assert pupil.plan(10.0, 1000.0) is not None

@@ -160,7 +160,7 @@ def torch_step(spec: NetSpec, *, channels_last: bool) -> Step:
 
     net, slow = Net(), Net()
     for each in (net, slow):
-        each.to(memory_format=memory_format)  # type: ignore[call-overload]  # torch's stubs lack this overload
+        each.to(memory_format=memory_format)  # type: ignore[call-overload, unused-ignore]  # stubs before torch 2.15 lack this
     slow.load_state_dict(net.state_dict())
     optimiser = torch.optim.Adam(net.parameters(), lr=HYPER.learning_rate, fused=True)
     batch = random_batch(spec, BATCH)
