@@ -375,14 +375,11 @@ def _exited(world: World, event: bus.Exited, now_s: float, effects: list[bus.Eff
     failures = 1 if now_s - child.since_s >= STABLE_S else child.failures + 1
     delay_s = 0.0 if failures == 1 else min(RESTART_CAP_S, RESTART_BASE_S * 2.0 ** min(failures - 2, 16))
     effects.append(bus.Record("child-exited", {"role": role, "code": code, "restart_in_s": delay_s}))
-    pending = world.networks.pending
     if role == "actor":
-        # A network can bring a runtime down, and the process with it, before any check of it can speak.
-        if pending is not None and failures >= trial.DEATHS_MAX:
-            why = f"the actor died {failures} times on end, lately while this network was offered to it"
-            world = _swapped(world, Swapped(pending.generation, False, why, 0, 0, 0.0), now_s, effects)
-        else:
-            world = _networks(world, trial.died(world.networks, failures, now_s, effects))
+        world = _networks(world, trial.died(world.networks, failures, now_s, effects), effects)
+        unsaid = trial.given_up(world.networks)
+        if unsaid is not None:
+            world = _swapped(world, unsaid, now_s, effects)
     return _set_child(
         _count(world, f"{role}-exits"),
         role,
@@ -407,7 +404,7 @@ def _heard(world: World, role: Role, told: Told, now_s: float, effects: list[bus
             # Of a socket nobody need ask; there the report itself shows that the loop turns.
             on_demand = world.config.plant.kind == "socket"
             max_exit = None if world.budget is None else world.budget.max_exit
-            world = _networks(world, trial.heard(world.networks, previous, told, max_exit, now_s, effects))
+            world = _networks(world, trial.heard(world.networks, previous, told, max_exit, now_s, effects), effects)
             ready = world.ready or (told.acting and (on_demand or told.first_action_s is not None))
             progressed = on_demand or previous is None or previous.pid != told.pid or told.ticks > previous.ticks
             effects.append(bus.Notify(ready and not world.ready, progressed, _status_line(world)))
@@ -431,7 +428,7 @@ def _heard(world: World, role: Role, told: Told, now_s: float, effects: list[bus
                 bus.Record("network-accepted", {"generation": told.generation, **told.checks, **told.detail})
             )
             swap = Swap(told.generation, told.path, told.sha256)
-            world = _networks(world, trial.offered(world.networks, swap, now_s, effects))
+            world = _networks(world, trial.offered(world.networks, swap, now_s, effects), effects)
             return _count(world, "networks-accepted")
         case Swapped():
             return _swapped(world, told, now_s, effects)
@@ -446,10 +443,10 @@ def _heard(world: World, role: Role, told: Told, now_s: float, effects: list[bus
             return _count(world, f"nonsense-from-{role}")
 
 
-def _networks(world: World, networks: trial.Networks) -> World:
+def _networks(world: World, networks: trial.Networks, effects: list[bus.Effect]) -> World:
     """Take over what the trial decided; networks that no gate judged stand no trial either."""
     if not world.config.learn.gated:
-        networks = msgspec.structs.replace(networks, best=None, line=())
+        networks = trial.waive(networks, effects)
     if networks.refused != world.networks.refused:
         world = _count(world, "networks-rolled-back")
     return msgspec.structs.replace(world, networks=networks)
@@ -457,7 +454,7 @@ def _networks(world: World, networks: trial.Networks) -> World:
 
 def _swapped(world: World, told: Swapped, now_s: float, effects: list[bus.Effect]) -> World:
     effects.append(bus.Record("swapped" if told.ok else "swap-refused", dict(msgspec.structs.asdict(told))))
-    world = _networks(world, trial.swapped(world.networks, told, now_s, effects))
+    world = _networks(world, trial.swapped(world.networks, told, now_s, effects), effects)
     return msgspec.structs.replace(_count(world, "swaps" if told.ok else "swaps-refused"), last_swap=told)
 
 
@@ -544,7 +541,9 @@ def _ensure_running(world: World, now_s: float, effects: list[bus.Effect]) -> Wo
                 bus.Record("child-hung", {"role": role, "silent_s": round(silent_s, 1)}),
                 bus.Kill(role, child.pid),
             ]
-            world = _set_child(_count(world, f"{role}-hung"), role, connected=False, since_s=now_s)
+            failures = 0 if child.connected and now_s - child.since_s >= STABLE_S else child.failures
+            world = _count(world, f"{role}-hung")
+            world = _set_child(world, role, connected=False, since_s=now_s, failures=failures)
     return world
 
 

@@ -11,8 +11,10 @@ from typing import Literal
 import msgspec
 
 Role = Literal["actor", "trainer", "world", "client"]
-Fate = Literal["acts", "swapped", "kept", "refused", "rolled-back"]
+Fate = Literal["acts", "swapped", "kept", "refused", "replaced", "rolled-back"]
 """What became of a network, see `Outcome`."""
+TrainCode = Literal["done", "nothing-to-do", "too-early", "candidate-not-made", "checkpoint-not-written"]
+"""What came of an order `now`, see `TrainerReport`."""
 
 
 class Reading(msgspec.Struct, frozen=True):
@@ -224,7 +226,9 @@ class TrainerReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", ta
         trust: weight of the teacher, 0..1; None where it is not measured.
         rolled_back: networks that acted and were taken back.
         checkpoint_age_s: since the last checkpoint of this process; None before it.
-        order, order_told: the last `TrainOrder` that was carried out, and what came of it.
+        order, order_told: the last `TrainOrder` that was carried out, and what came of it, in words.
+        order_code: and by name: `done`; `nothing-to-do`, as nothing was learned since the last time; `too-early`, as
+            there is too little yet to judge a candidate by; or the fault. None before the first.
     """
 
     pid: int
@@ -251,6 +255,7 @@ class TrainerReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", ta
     checkpoint_age_s: float | None = None
     order: str = ""
     order_told: str = ""
+    order_code: TrainCode | None = None
 
 
 class Ask(msgspec.Struct, frozen=True, tag_field="t", tag="ask"):
@@ -350,9 +355,11 @@ class Outcome(msgspec.Struct, frozen=True, tag_field="t", tag="outcome"):
     Attributes:
         acting: the network that acts now; None is the installed one.
         generation: what this is about; 0 when it is about none, and a trainer that connects is told where it stands.
-        what: `swapped` acts now, on trial; `kept` stood its trial; `refused` by the actor, or known to be bad;
-            `rolled-back` was put out again, and `acting` is in its place.
-        why: of a refusal or a roll-back.
+        what: `swapped` acts now, on trial. Then, once for each network: `kept` stood its trial; `refused` by the actor,
+            or known to be bad; `replaced` by another before there was a verdict, perhaps before it acted;
+            `rolled-back` was put out again, and `acting` is in its place. A supervisor that starts anew knows only
+            which one acts: of one that was on its way there nothing more may be heard.
+        why: of all but `swapped` and `acts`.
         return_before, return_after: mean return of what it was measured by, and its own; None when not known. Mean
             reward a step where there are no episodes.
         n: episodes (or windows) that `return_after` is the mean of.

@@ -74,6 +74,7 @@ def test_decisions_for_arrays_and_for_bytes(path: Path, serve: Callable[[], Loca
         (lambda: {"obs": bytes(11), "shape": SHAPE}, "does not fit 11 bytes"),
         (lambda: {"obs": np.zeros(SHAPE, np.uint8), "shape": SHAPE}, "has its own"),
         (lambda: {"obs": [1, 2, 3]}, "not list"),
+        (lambda: {"obs": np.zeros((1200, 1200, 3), np.uint8)}, "4320000 bytes: a message carries at most 4190208"),
         (lambda: {"obs": np.zeros((2, 2, 2), np.uint8)}, r"observation-shape: the policy takes \[2, 3, 2\]"),
         (lambda: {"obs": np.zeros(SHAPE, np.uint8), "reward": float("nan")}, "reward-not-finite"),
     ],

@@ -8,12 +8,10 @@ from __future__ import annotations
 import ast
 import json
 import re
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -183,14 +181,6 @@ def test_every_topic_and_schema_of_the_wire_is_in_the_table() -> None:
 
 def test_it_is_the_version_that_the_readme_speaks_of() -> None:
     assert f"version {__version__.rpartition('.')[0]};" in README.read_text()
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    # Not tmp_path: its name can be longer than a socket's address may be.
-    made = Path(tempfile.mkdtemp(dir="/tmp"))
-    yield made
-    shutil.rmtree(made)
 
 
 @pytest.mark.system

@@ -21,16 +21,23 @@ from edgert.values import TrainOrder, TrainReply
 NOW_S = 60.0
 """Rounding, judging and packing one network takes seconds on a slow board, and a report comes once a second."""
 POLL_S = 0.5
-NOTHING_LEARNED = "no candidate: nothing was learned"
-"""How a trainer begins its answer when there was neither anything to offer nor anything to commit."""
+CODES: dict[str | None, int] = {
+    "done": OK,
+    "nothing-to-do": NOTHING_TO_DO,
+    "too-early": RETRY_LATER,
+    "candidate-not-made": ERROR,
+    "checkpoint-not-written": ERROR,
+}
+"""`values.TrainCode` -> exit code. Another name, or none, is of a trainer that is not of this edgert: ERROR."""
 
 
 def main(argv: list[str]) -> int:
     """Show the training, pause it, let it go on, or ask for a candidate and a checkpoint at once.
 
     Returns:
-        0; 1 where this device does not learn; 2 when there was nothing to do, as it was so already or nothing was
-        learned; 75 when no supervisor runs, or the trainer does not answer.
+        0; 1 where this device does not learn, or the candidate could not be made or the checkpoint not be written; 2
+        when there was nothing to do, as it was so already or nothing was learned; 75 when no supervisor runs, the
+        trainer does not answer, or there is too little yet to judge a candidate by.
 
     Raises:
         ConfigError: the configuration cannot be read.
@@ -64,8 +71,8 @@ def _run(args: argparse.Namespace, layout: Layout, asker: Asker) -> int:
     while time.monotonic() < deadline_s:
         trainer = (asker.ask() or {}).get("trainer") or {}
         if trainer.get("order") == order.id:
-            said = str(trainer["order_told"])
-            return _done(args, order, said, NOTHING_TO_DO if said.startswith(NOTHING_LEARNED) else OK)
+            named = trainer.get("order_code")
+            return _done(args, order, str(trainer["order_told"]), CODES.get(named, ERROR), named)
         time.sleep(POLL_S)
     return _done(args, order, f"the trainer has not answered within {NOW_S:g} s", RETRY_LATER)
 
@@ -151,9 +158,10 @@ def _say(control: Path, order: TrainOrder) -> str | None:
     return None
 
 
-def _done(args: argparse.Namespace, order: TrainOrder, said: str, code: int) -> int:
+def _done(args: argparse.Namespace, order: TrainOrder, said: str, code: int, named: str | None = None) -> int:
     if args.json:
-        print(json.dumps({"id": order.id, "verb": order.verb, "ok": code in (OK, NOTHING_TO_DO), "told": said}))
+        told = {"ok": code in (OK, NOTHING_TO_DO), "code": named, "told": said}
+        print(json.dumps({"id": order.id, "verb": order.verb, **told}))
     elif code in (OK, NOTHING_TO_DO):
         print(said)
     else:

@@ -53,6 +53,8 @@ from edgert.errors import LinkError, MessageError, UsageError
 from edgert.ports import ipc
 
 _RETRY_S = 0.02
+_OBS_BYTES = ipc.MAX_QUEUED_BYTES - 4096
+"""What a channel takes at once, less what is around an observation."""
 
 
 class Array(Protocol):
@@ -223,6 +225,8 @@ def _observation(obs: Array | bytes, shape: Sequence[int] | None) -> dict[str, o
         raise UsageError(f"an observation is a uint8 numpy array or bytes, not {type(obs).__name__}")
     if dtype != "uint8":
         raise UsageError(f"an observation is uint8, not {dtype}: convert it, e.g. obs.astype('uint8')")
+    if len(data) > _OBS_BYTES:
+        raise UsageError(f"an observation of {len(data)} bytes: a message carries at most {_OBS_BYTES}")
     if math.prod(dims) != len(data):
         raise UsageError(f"shape {tuple(dims)} does not fit {len(data)} bytes")
     return {"obs": data, "shape": dims, "dtype": dtype}

@@ -22,26 +22,21 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
 
 from edgert import wire
-from edgert.errors import EdgertError, UsageError
+from edgert.client.links import MAX_PENDING, RECONNECT_S, Broker, Daemon, Link
+from edgert.errors import ConfigError, EdgertError, UsageError
 from edgert.knowledge.codec import digest
-from edgert.knowledge.student import Student
+from edgert.knowledge.student import AskPlan, Student
 from edgert.knowledge.trust import Lessons
 from edgert.knowledge.tutor import Asks, Tutor
 from edgert.nets import F32, U8
-from edgert.ports import ipc
-from edgert.ports.link import Received
-from edgert.ports.mqtt import Mqtt
-from edgert.values import Answer, Ask, Budget
 
 POLL_S = 0.02
-RECONNECT_S = 0.5
-MAX_PENDING = 4
 INBOX = 4096
 """Observations on their way to the thread that asks; more arrive only while it cannot keep up, and the oldest go."""
 ASK_BYTES = 200_000
@@ -96,102 +91,6 @@ class _Finished(NamedTuple):
     discounted_return: float
     length: int
     start: bytes
-
-
-class _Link(Protocol):
-    """Where questions go out and answers come in. Of the thread only."""
-
-    bytes_per_s: float
-
-    def fileno(self) -> int: ...
-
-    def send(self, ask_id: int, payload: bytes) -> bool: ...
-
-    def receive(self) -> list[tuple[int, bytes]]: ...
-
-    def up(self) -> bool: ...
-
-    def close(self) -> None: ...
-
-
-class _Daemon:
-    """Through the daemon of this device, which says what may be spent, and counts."""
-
-    def __init__(self, path: str) -> None:
-        self.bytes_per_s = 0.0
-        self._path = path
-        self._channel: ipc.Channel | None = None
-        self._tried_s = 0.0
-
-    def fileno(self) -> int:
-        return -1 if self._channel is None else self._channel.fileno()
-
-    def send(self, ask_id: int, payload: bytes) -> bool:
-        return self._channel is not None and self._channel.send(Ask(ask_id, payload))
-
-    def receive(self) -> list[tuple[int, bytes]]:
-        now_s = time.monotonic()
-        if (self._channel is None or self._channel.closed) and now_s - self._tried_s >= RECONNECT_S:
-            self._tried_s, self.bytes_per_s = now_s, 0.0
-            self._channel = ipc.connect(self._path)
-        if self._channel is None:
-            return []
-        self._channel.flush()
-        heard = []
-        for told in self._channel.receive():
-            match told:
-                case Budget():
-                    self.bytes_per_s = told.teacher_bytes_per_s
-                case Answer(ask_id, payload):
-                    heard.append((ask_id, payload))
-        return heard
-
-    def up(self) -> bool:
-        return self._channel is not None and not self._channel.closed
-
-    def close(self) -> None:
-        if self._channel is not None:
-            self._channel.close()
-
-
-class _Broker:
-    """Straight to a broker."""
-
-    def __init__(self, url: str, fleet: str, name: str, task: str, bytes_per_s: float) -> None:
-        self.bytes_per_s = bytes_per_s
-        self._topic = wire.Topic(fleet, name, "know", "ask", task)
-        self._answers = str(self._topic._replace(type="answer"))
-        # A question that is late teaches nothing: no session outlives the connection.
-        self._mqtt = Mqtt(url, f"edgert-student-{secrets.token_hex(8)}", session_expiry_s=0)
-        self._mqtt.subscribe([(self._answers, 1)])
-        self._mqtt.start()
-
-    def fileno(self) -> int:
-        return self._mqtt.fileno()
-
-    def send(self, ask_id: int, payload: bytes) -> bool:
-        return self._mqtt.publish(
-            str(self._topic),
-            payload,
-            qos=1,
-            expiry_s=30,
-            content_type=wire.CONTENT_TYPE,
-            correlation=ask_id.to_bytes(8, "big"),
-            response_topic=self._answers,
-        )
-
-    def receive(self) -> list[tuple[int, bytes]]:
-        return [
-            (int.from_bytes(event.correlation, "big"), event.payload)
-            for event in self._mqtt.events()
-            if isinstance(event, Received) and event.correlation
-        ]
-
-    def up(self) -> bool:
-        return self._mqtt.is_up()
-
-    def close(self) -> None:
-        self._mqtt.close(flush_s=0.2)
 
 
 class Teacher:
@@ -268,12 +167,13 @@ class Teacher:
         self._visits: OrderedDict[bytes, int] = OrderedDict()
         self._stage: list[tuple[_Finished, Knowledge | None]] = []
         self._teacher = ""
+        self._ask_s = 0.0  # nothing is asked before
         # Drawn, so that an answer to a question of somebody before us matches none of ours.
         self._ask_id = secrets.randbits(48) << 8
         # From the thread to the others, each set at once.
         self._obs_shape: tuple[int, ...] | None = None
         self._tutor: Tutor | None = None
-        self._link: _Link | None = None
+        self._link: Link | None = None
         self._weight = self._value_mean = 0.0
 
     def saw(self, obs: U8) -> int:
@@ -428,21 +328,14 @@ class Teacher:
     # The thread.
 
     def _run(self, tutor: Tutor) -> None:
-        said = self._said
-        link: _Link
-        try:
-            if "://" in said["where"]:
-                name = said["name"] or f"student-{secrets.token_hex(6)}"
-                link = _Broker(said["where"], said["fleet"], name, said["task"], said["bytes_per_s"])
-            else:
-                link = _Daemon(said["where"])
-        except EdgertError as error:
-            self._fault("link-broken", error)
-            return
-        self._link = link
         while not self._closing.is_set():
             try:
-                self._turn(tutor, link)
+                if self._link is None:
+                    self._link = self._open()
+                self._turn(tutor, self._link)
+            except ConfigError as error:
+                self._fault("link-broken", error)
+                break  # nobody will correct the description that we were given
             except EdgertError as error:
                 self._fault("link-broken", error)
                 self._closing.wait(RECONNECT_S)
@@ -450,9 +343,20 @@ class Teacher:
                 # The training that we serve must never hear of a bug of ours.
                 self._fault("internal-error", repr(error))
                 self._closing.wait(RECONNECT_S)
-        link.close()
+        if self._link is not None:
+            self._link.close()
 
-    def _turn(self, tutor: Tutor, link: _Link) -> None:
+    def _open(self) -> Link:
+        said = self._said
+        if "://" not in said["where"]:
+            return Daemon(said["where"])
+        name = said["name"] or f"student-{secrets.token_hex(6)}"
+        return Broker(said["where"], said["fleet"], name, said["task"], said["bytes_per_s"])
+
+    def _turn(self, tutor: Tutor, link: Link) -> None:
+        if link.mend():
+            self._fault("link-thread-dead", "the thread that talks to the broker had died: there is another now")
+            self._closing.wait(RECONNECT_S)  # that one may die at once, too
         now_s = time.monotonic()
         while self._inbox:
             number, name, obs = self._inbox.popleft()
@@ -465,19 +369,36 @@ class Teacher:
             tutor.answer(ask_id, payload, now_s)
         self._learn(tutor, now_s)
         self._judge(tutor, now_s)
-        if link.up():
-            plan = tutor.plan(now_s, link.bytes_per_s)
-            if plan is not None:
-                payload = tutor.question(plan)
-                if link.send(self._ask_id + 1, payload):
-                    self._ask_id += 1
-                    tutor.student.sent(self._ask_id, plan, len(payload), now_s)
+        if link.up() and now_s >= self._ask_s:
+            self._ask(tutor, link, now_s)
         while tutor.news:
             log.warning("%s", tutor.news.pop(0))
         poller = select.poll()
         if link.fileno() >= 0:
             poller.register(link.fileno(), select.POLLIN)
         poller.poll(POLL_S * 1000)
+
+    def _ask(self, tutor: Tutor, link: Link, now_s: float) -> None:
+        """Ask as much at once as fits a message."""
+        plan, most_bytes = tutor.plan(now_s, link.bytes_per_s), link.most_bytes()
+        while plan is not None and most_bytes > 0:
+            try:
+                payload = tutor.question(plan)
+            except UsageError:
+                payload = b""  # over the limit of the wire
+            if 0 < len(payload) <= most_bytes:
+                if link.send(self._ask_id + 1, payload):
+                    self._ask_id += 1
+                    tutor.student.sent(self._ask_id, plan, len(payload), now_s)
+                return
+            fewer = len(plan.rows) // 2
+            if not fewer:
+                shape = "x".join(map(str, plan.rows[0].shape))
+                self._fault("observation-too-large", f"an observation of {shape} does not fit {most_bytes} bytes")
+                tutor.student.forget(plan.digests)
+                self._ask_s = now_s + RECONNECT_S  # the next will hardly fit either, and it is costly to find out
+                return
+            plan = AskPlan(plan.seqs[:fewer], plan.rows[:fewer], plan.digests[:fewer])
 
     def _learn(self, tutor: Tutor, now_s: float) -> None:
         """Show everybody what is new; what a teacher said who is heard no more is forgotten."""

@@ -2,7 +2,9 @@
 
 A network that passed the gate acts on trial: what it earns is compared with what the best network before it earned
 lately. On evidence of harm that one is put back, and the other never acts again. Compared with reports at every
-wake-up (level, not edge), so a swap that nobody told of is found, and one that did not happen is told again.
+wake-up (level, not edge), so a swap that nobody told of is found, and one that did not happen is told again. Of each
+network that is offered the trainer hears once what became of it in the end: kept, rolled back, refused, or replaced by
+another before anybody could tell.
 """
 
 from __future__ import annotations
@@ -30,11 +32,14 @@ PATIENCE_S = 3600.0
 RETELL_S = 10.0
 """A swap that did not happen for so long is told again: loading takes seconds on a slow board."""
 DEATHS_MAX = 3
-"""An actor that dies so often on end gets no more chance to take over, or to keep, the network that is to blame."""
+"""An actor that dies so often on end gets no more chance to take over, or to keep, the network that is to blame: a new
+one, or the one that is put back."""
 REFUSED_MAX = 64
 """Rolled-back networks that are remembered; a trainer offers other ones."""
 NOT_FINITE = "output-not-finite"
 NO_VERDICT = "no evidence of harm in the time there is"
+NEWER = "a newer one took its place"
+DROPPED = "it was judged against a network that is being rolled back"
 
 
 class Window(msgspec.Struct, frozen=True):
@@ -53,8 +58,10 @@ class Networks(msgspec.Struct, frozen=True, kw_only=True):
         best: the one it is measured by and goes back to; None when it is on no trial.
         line: returns of all networks since `best`, in order: many small steps down are one big one.
         since_s: when the trial began.
-        deaths: of the actor on end since then.
+        blamed, deaths: the network that the actor's last deaths on end are held against, and how many they are.
         pending, told_s: the swap that the actor was told to make and has not made, and when.
+        waiting: the newest offer that came meanwhile. The actor is told of one at a time: of a swap that is under way
+            only the actor can say whether it was made.
         refused: rolled back, oldest first.
         window: under way.
     """
@@ -64,9 +71,11 @@ class Networks(msgspec.Struct, frozen=True, kw_only=True):
     best: Record | None = None
     line: tuple[float, ...] = ()
     since_s: float = 0.0
+    blamed: Swap | None = None
     deaths: int = 0
     pending: Swap | None = None
     told_s: float = 0.0
+    waiting: Swap | None = None
     refused: tuple[Swap, ...] = ()
     window: Window | None = None
 
@@ -127,16 +136,22 @@ def offered(networks: Networks, swap: Swap, now_s: float, effects: Effects) -> N
     Source:
         ours: one that was rolled back is known by its content, whatever number it comes under.
     """
+    if swap in (networks.pending, networks.waiting, networks.target):
+        return networks  # the trainer said it twice
     why = ""
     if swap.sha256 in {bad.sha256 for bad in networks.refused}:
         why = "it was rolled back before"
     elif networks.pending is not None and networks.pending == networks.target:
-        why = "it was judged against a network that is being rolled back"
+        why = DROPPED
     if why:
         effects.append(bus.Record("swap-refused", {"generation": swap.generation, "why": why}))
         effects.append(_outcome(networks, swap.generation, "refused", why))
         return networks
-    return _tell(networks, swap, now_s, effects)
+    if networks.pending is None:
+        return _tell(networks, swap, now_s, effects)
+    if networks.waiting is not None:
+        effects.append(_outcome(networks, networks.waiting.generation, "replaced", NEWER))
+    return msgspec.structs.replace(networks, waiting=swap)
 
 
 def swapped(networks: Networks, told: Swapped, now_s: float, effects: Effects) -> Networks:
@@ -156,19 +171,7 @@ def swapped(networks: Networks, told: Swapped, now_s: float, effects: Effects) -
     Source:
         ours: an answer about a swap that is not under way changes nothing; the next report says what acts.
     """
-    pending, acting = networks.pending, networks.acting.swap
-    if pending is not None and pending.generation == told.generation:
-        networks = msgspec.structs.replace(networks, pending=None)
-        if told.ok:
-            return _made(networks, pending, now_s, effects)
-        if pending != networks.target:
-            effects.append(_outcome(networks, told.generation, "refused", told.why))
-            return networks
-        # It was to come back, and cannot.
-        return networks if acting is None else _tell(_fall_back(networks, effects), networks.installed, now_s, effects)
-    if not told.ok and acting is not None and told.generation == acting.generation:
-        return _fall_back(networks, effects)  # a starting actor could not take it up again: the installed one acts
-    return networks
+    return _go_on(_answered(networks, told, now_s, effects), now_s, effects)
 
 
 def heard(
@@ -197,6 +200,17 @@ def heard(
     Source:
         ours: returns are told with the network that played them, so an episode with a swap in it counts for nobody.
     """
+    return _go_on(_looked(networks, before, report, max_exit, now_s, out), now_s, out)
+
+
+def _looked(
+    networks: Networks,
+    before: ActorReport | None,
+    report: ActorReport,
+    max_exit: int | None,
+    now_s: float,
+    out: Effects,
+) -> Networks:
     if report.network is None or not report.acting:
         return networks
     actual = report.network if report.network.generation else networks.installed
@@ -218,7 +232,7 @@ def heard(
 
 
 def died(networks: Networks, failures: int, now_s: float, effects: Effects) -> Networks:
-    """The actor died; often enough on end, and the network on trial must be to blame.
+    """The actor died; often enough on end, and the network on trial must be to blame, or the one it was to take up.
 
     Args:
         networks: the state before.
@@ -227,21 +241,63 @@ def died(networks: Networks, failures: int, now_s: float, effects: Effects) -> N
         effects: what to do is appended here.
 
     Returns:
-        The state after.
+        The state after; ask `given_up` next.
 
     Raises:
         nothing.
     Source:
         ours: a network can bring a runtime down, and the process with it, before any check of it can speak.
     """
-    if networks.best is None or networks.pending is not None:
+    suspect = networks.pending or (networks.target if networks.best is not None else networks.installed)
+    if suspect == networks.installed:
+        return networks  # there is nothing else to act
+    # Of deaths before it was told of it is innocent, and so is the one that is put back of those of the one before it.
+    deaths = min(failures, 1 + (networks.deaths if networks.blamed == suspect else 0))
+    networks = msgspec.structs.replace(networks, blamed=suspect, deaths=deaths)
+    if networks.pending is not None or deaths < DEATHS_MAX:
         return networks
-    # Of deaths before the trial it is innocent.
-    networks = msgspec.structs.replace(networks, deaths=min(failures, networks.deaths + 1))
-    if networks.deaths < DEATHS_MAX:
-        return networks
-    why = f"the actor died {networks.deaths} times on end while this network was on trial"
-    return _roll_back(networks, why, None, now_s, effects)
+    return _roll_back(
+        networks, f"the actor died {deaths} times on end with this network on trial", None, now_s, effects
+    )
+
+
+def given_up(networks: Networks) -> Swapped | None:
+    """The answer about a swap that the actor cannot give, since it dies of it.
+
+    Args:
+        networks: the state.
+
+    Returns:
+        What to hand to `swapped`; None while the actor may have another try.
+
+    Raises:
+        nothing.
+    Source:
+        ours, see `DEATHS_MAX`.
+    """
+    pending = networks.pending
+    if pending is None or pending != networks.blamed or networks.deaths < DEATHS_MAX:
+        return None
+    why = f"the actor died {networks.deaths} times on end while it was to take this network up"
+    return Swapped(pending.generation, False, why, 0, 0, 0.0)
+
+
+def waive(networks: Networks, effects: Effects) -> Networks:
+    """The network that acts need stand no trial.
+
+    Args:
+        networks: the state before.
+        effects: what to do is appended here.
+
+    Returns:
+        The state after.
+
+    Raises:
+        nothing.
+    Source:
+        ours: networks that no gate judged are compared with nothing later either.
+    """
+    return networks if networks.best is None else _keep(networks, "it stands no trial", effects)
 
 
 def standing(networks: Networks) -> Outcome:
@@ -294,13 +350,43 @@ def _tell(networks: Networks, swap: Swap, now_s: float, effects: Effects) -> Net
     return msgspec.structs.replace(networks, pending=swap, told_s=now_s)
 
 
-def _made(networks: Networks, swap: Swap, now_s: float, effects: Effects) -> Networks:
-    """This network acts now."""
-    if swap == networks.target:
+def _go_on(networks: Networks, now_s: float, effects: Effects) -> Networks:
+    """Nothing is under way any more: what waited is next."""
+    swap = networks.waiting
+    if networks.pending is not None or swap is None:
         return networks
-    if swap == networks.installed:
-        return _fall_back(networks, effects)
-    best, line = networks.best, networks.line
+    return _tell(msgspec.structs.replace(networks, waiting=None), swap, now_s, effects)
+
+
+def _answered(networks: Networks, told: Swapped, now_s: float, effects: Effects) -> Networks:
+    pending, acting = networks.pending, networks.acting.swap
+    if pending is not None and pending.generation == told.generation:
+        networks = msgspec.structs.replace(networks, pending=None)
+        if told.ok:
+            return _made(networks, pending, now_s, effects)
+        if pending != networks.target:
+            effects.append(_outcome(networks, told.generation, "refused", told.why))
+        elif networks.best is not None:
+            return _roll_back(networks, told.why, None, now_s, effects)
+        elif acting is not None:
+            # It was to come back, and cannot.
+            return _tell(_take_up(networks, None, effects), networks.installed, now_s, effects)
+    elif not told.ok and acting is not None and told.generation == acting.generation:
+        # A starting actor could not take it up again, and has taken the installed one.
+        if networks.best is not None:
+            return _roll_back(networks, told.why, None, now_s, effects)
+        return _take_up(networks, None, effects)
+    return networks
+
+
+def _made(networks: Networks, swap: Swap, now_s: float, effects: Effects) -> Networks:
+    """This network acts now; where another was on trial, it never came to a verdict."""
+    former, best, line = networks.target, networks.best, networks.line
+    if swap == former:
+        return networks
+    if swap == networks.installed or (best is not None and swap == best.swap):
+        return _take_up(networks, swap if swap.generation else None, effects)
+    on_trial = best is not None
     if best is None:
         best, line = networks.acting, ()
     networks = msgspec.structs.replace(
@@ -309,17 +395,25 @@ def _made(networks: Networks, swap: Swap, now_s: float, effects: Effects) -> Net
         best=best,
         line=line,
         since_s=now_s,
-        deaths=0,
         window=None,
     )
-    effects += [bus.Commit(networks.note), _outcome(networks, swap.generation, "swapped")]
+    effects.append(bus.Commit(networks.note))
+    if on_trial:
+        effects.append(_outcome(networks, former.generation, "replaced", NEWER))
+    effects.append(_outcome(networks, swap.generation, "swapped"))
     return networks
 
 
-def _fall_back(networks: Networks, effects: Effects) -> Networks:
-    """The installed network acts, which is on trial never."""
-    networks = msgspec.structs.replace(networks, acting=Record(), best=None, line=(), window=None)
-    effects += [bus.Commit(networks.note), _outcome(networks, 0, "acts")]
+def _take_up(networks: Networks, swap: Swap | None, effects: Effects) -> Networks:
+    """A network acts that is on no trial: the installed one, or the one that another was to be measured by."""
+    former, best = networks.target, networks.best
+    acting = best if best is not None and best.swap == swap else Record(swap)
+    networks = msgspec.structs.replace(networks, acting=acting, best=None, line=(), window=None)
+    effects.append(bus.Commit(networks.note))
+    if best is not None:
+        why = f"the actor went back to generation {networks.target.generation}"
+        effects.append(_outcome(networks, former.generation, "replaced", why))
+    effects.append(_outcome(networks, 0, "acts"))
     return networks
 
 
@@ -328,13 +422,14 @@ def _roll_back(networks: Networks, why: str, seen: Look | None, now_s: float, ef
     bad, best = networks.acting, networks.best or Record()
     if bad.swap is None:
         return networks
-    if networks.pending is not None:
-        dropped = "it was judged against a network that is being rolled back"
-        effects.append(_outcome(networks, networks.pending.generation, "refused", dropped))
+    dropped = [swap.generation for swap in (networks.pending, networks.waiting) if swap is not None]
     refused = (*networks.refused, bad.swap)[-REFUSED_MAX:]
-    networks = msgspec.structs.replace(networks, acting=best, best=None, line=(), window=None, refused=refused)
+    networks = msgspec.structs.replace(
+        networks, acting=best, best=None, line=(), window=None, refused=refused, waiting=None
+    )
     effects.append(bus.Commit(networks.note))
     networks = _tell(networks, networks.target, now_s, effects)
+    effects += [_outcome(networks, generation, "refused", DROPPED) for generation in dropped]
     effects.append(_outcome(networks, bad.swap.generation, "rolled-back", why, seen))
     detail: dict[str, object] = {
         "generation": bad.swap.generation,

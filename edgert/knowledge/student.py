@@ -441,6 +441,23 @@ class Student:
         """
         self._drop(tuple(self._waiting))
 
+    def forget(self, names: Iterable[bytes]) -> None:
+        """Wait no longer for a teacher's word on these observations; met again, they are new.
+
+        Args:
+            names: digests of them; one that is not waiting changes nothing.
+
+        Raises:
+            Nothing.
+
+        Source:
+            ours: what no message can carry would be chosen again and again, before all others.
+
+        """
+        waiting = [name for name in names if name in self._waiting]
+        self.counters.forgotten += sum(len(self._waiting[name].seqs) for name in waiting)
+        self._drop(waiting)
+
     def expire(self, now_s: float) -> int:
         """Give up questions that have waited too long; their observations may be asked again.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Hashable
 from typing import Final, Generic, NamedTuple, TypeVar
 
@@ -42,6 +42,7 @@ class Turns(Generic[T]):
         """
         self._max_each = max_each
         self._tasks: OrderedDict[str, OrderedDict[Hashable, _Line[T]]] = OrderedDict()
+        self._waiting: Counter[str] = Counter()
         self._count = self.size_bytes = 0
 
     def __len__(self) -> int:
@@ -61,7 +62,7 @@ class Turns(Generic[T]):
         Source:
             ours: what waits longest is the first thing to know about a service that is too slow.
         """
-        return sum(len(line.waiting) for line in self._tasks.get(task, {}).values())
+        return self._waiting[task]
 
     def put(self, task: str, student: Hashable, item: T, rows: int, size_bytes: int) -> bool:
         """Let a question wait.
@@ -87,6 +88,7 @@ class Turns(Generic[T]):
             return False
         line.waiting.append(_Waiting(item, max(1, rows), size_bytes))
         self._count += 1
+        self._waiting[task] += 1
         self.size_bytes += size_bytes
         return True
 
@@ -124,12 +126,13 @@ class Turns(Generic[T]):
                 rows += each.rows
                 taken.append(each.item)
                 self._count -= 1
+                self._waiting[task] -= 1
                 self.size_bytes -= each.size_bytes
             if line.waiting:
                 lines.move_to_end(student)
             else:
                 del lines[student]
-        del self._tasks[task]
+        del self._tasks[task], self._waiting[task]
         return task, taken
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -75,6 +76,15 @@ def _escape(text: str) -> str:
     return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Who hangs up in the middle is no news; anything else is said as the library says it."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]  # passed on as it came
+
+
 class Exposition:
     """Where metrics are put: a file that ends in `.prom`, or `[HOST:]PORT` to be scraped.
 
@@ -116,10 +126,9 @@ class Exposition:
                 pass
 
         try:
-            self._server = ThreadingHTTPServer((host or "127.0.0.1", int(port)), Scrape)
+            self._server = _Server((host or "127.0.0.1", int(port)), Scrape)
         except (OSError, OverflowError) as error:
             raise ConfigError(f"--metrics {target}: cannot listen there: {error}") from error
-        self._server.daemon_threads = True
         self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
 

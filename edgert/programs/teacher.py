@@ -151,6 +151,7 @@ class Teacher:
         self.up = False
         self.turns: Turns[Asked] = Turns(WAITING_EACH)
         self.answers: deque[Answered] = deque()
+        self.answers_bytes = 0  # memory of them
         self.started_s = time.monotonic()
 
     def turn(self, timeout_s: float) -> bool:
@@ -165,7 +166,7 @@ class Teacher:
         Blocks:
             `timeout_s`, then as long as the network takes.
         """
-        if sum(ITEM_BYTES + len(answer.payload) for answer in self.answers) > BACKLOG_BYTES:
+        if self.answers_bytes > BACKLOG_BYTES:
             # Until the broker takes answers, no questions are taken from it: they stay there, unacknowledged.
             time.sleep(min(timeout_s, 0.05))
             self._send()
@@ -194,7 +195,9 @@ class Teacher:
                     self.up = False
                     log.info("%s; again in %.1f s", reason, retry_s)
                     # The broker may have them already: a student ignores what comes twice.
-                    self.answers.extend(each for each in unconfirmed if isinstance(each, Answered))
+                    for each in unconfirmed:
+                        if isinstance(each, Answered):
+                            self._keep(each)
                 case Published(ok=False, reason_code=code, token=token):
                     task = token.task if isinstance(token, Answered) else ""
                     self._fault(task, "answer-refused", f"the broker refused an answer: reason code 0x{code:02x}")
@@ -257,7 +260,12 @@ class Teacher:
         now_s = time.monotonic()
         if self.allowances is not None and told.error != "over-budget":
             self.allowances.charge((asked.topic.fleet, asked.topic.device), len(payload), now_s)
-        self.answers.append(Answered(topic, payload, asked.correlation, now_s + ANSWER_EXPIRY_S, task))
+        self._keep(Answered(topic, payload, asked.correlation, now_s + ANSWER_EXPIRY_S, task))
+
+    def _keep(self, answer: Answered) -> None:
+        """Until the broker takes it."""
+        self.answers.append(answer)
+        self.answers_bytes += ITEM_BYTES + len(answer.payload)
 
     def _send(self) -> None:
         """Hand answers to the broker as far as it takes them; nobody waits for what is older than its expiry."""
@@ -282,6 +290,7 @@ class Teacher:
                 tally.counts["answers"] += 1
                 tally.counts["bytes_out"] += len(answer.payload)
             self.answers.popleft()
+            self.answers_bytes -= ITEM_BYTES + len(answer.payload)
 
     def _fault(self, task: str, name: str, why: object) -> None:
         faults = self.tallies[task].faults
@@ -330,8 +339,9 @@ class Teacher:
         taught = [(subject, self.tallies[task], {"task": task}) for task, subject in self.subjects.items()]
         cpu_s, rss_bytes = usage()
 
-        def counter(name: str, help_: str, key: str) -> Metric:
-            return Metric(name, "counter", help_, [Sample(each, tally.counts[key]) for _, tally, each in taught])
+        def counter(name: str, help_: str, key: str, tasks: Iterable[str] = self.subjects) -> Metric:
+            samples = [Sample({"task": task}, self.tallies[task].counts[key]) for task in tasks]
+            return Metric(name, "counter", help_, samples)
 
         refused = [
             Sample({"task": task, "reason": reason}, count)
@@ -351,10 +361,11 @@ class Teacher:
             [
                 Metric("edgert_teacher_info", "gauge", "What is taught, and by which model.", infos),
                 Metric("edgert_teacher_up", "gauge", "The broker is connected.", [Sample({}, self.up)]),
-                counter("edgert_teacher_asks_total", "Questions received.", "asks"),
+                # Of what made no sense nobody knows the task: it goes under an empty one, as its faults do.
+                counter("edgert_teacher_asks_total", "Questions received.", "asks", self.tallies),
                 counter("edgert_teacher_answers_total", "Answers given to the broker.", "answers"),
                 counter("edgert_teacher_rows_total", "Observations answered.", "observations"),
-                counter("edgert_teacher_received_bytes_total", "Payload bytes of questions.", "bytes_in"),
+                counter("edgert_teacher_received_bytes_total", "Payload bytes of questions.", "bytes_in", self.tallies),
                 counter("edgert_teacher_sent_bytes_total", "Payload bytes of answers.", "bytes_out"),
                 counter("edgert_teacher_cache_hits_total", "Rows known from before.", "cache_hits"),
                 counter("edgert_teacher_cache_misses_total", "Rows that a model was run for.", "cache_misses"),

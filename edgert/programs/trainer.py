@@ -19,6 +19,7 @@ import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -59,6 +60,7 @@ from edgert.values import (
     Stop,
     Swap,
     Told,
+    TrainCode,
     TrainerReport,
     TrainOrder,
 )
@@ -74,10 +76,19 @@ ORPHAN_S = 60.0
 """Without a supervisor for this long nobody says what may be spent."""
 BEAT_FRAC = 0.05
 """By how much a candidate must beat the network that was put back in the place of one that the gate had let through."""
+TOLD_FIRST: list[TrainCode] = ["candidate-not-made", "checkpoint-not-written", "too-early", "done", "nothing-to-do"]
+"""By which name an order goes of which the candidate and the checkpoint came out differently."""
 STEPS_AT_ONCE = 8
 """Gradient steps between two looks at the supervisor and the ring."""
 
 log = logging.getLogger("edgert.trainer")
+
+
+class Offered(NamedTuple):
+    """What came of offering a candidate, by name and in words."""
+
+    code: TrainCode
+    said: str
 
 
 class Trainer:
@@ -130,6 +141,7 @@ class Trainer:
         self.must_beat = False
         self.ordered = TrainOrder("", "now")
         self.order_told = ""
+        self.order_code: TrainCode | None = None
         self.committed_s: float | None = None
         self.reported: tuple[float, int] | None = None
         self.faults: dict[str, int] = {}
@@ -137,7 +149,8 @@ class Trainer:
         self.owed = 0.0
         self.credit = 0.0
         self.pays = config.learn.steps_per_transition
-        self.offered_at = self.committed_at = self.offered_seq = 0
+        self.offered_at = self.offered_seq = 0
+        self.committed_at: int | None = 0
 
     def resume(self) -> None:
         """Go on from the newest sound checkpoint, if there is one of this policy."""
@@ -198,6 +211,8 @@ class Trainer:
         Training goes on from where it is, but for practice: that begins again where the device went back to, since
         what acts is what it improves on.
         """
+        if told.what == "replaced":
+            return  # without a verdict; what acts is told with the one that took its place
         if told.what == "rolled-back":
             self.counters["rolled_back"] += 1
             self.must_beat = True
@@ -217,9 +232,10 @@ class Trainer:
 
     def _obey(self, order: TrainOrder) -> None:
         """A candidate and a checkpoint at once; what came of it is in the next report."""
-        said = self.offer()
-        self.commit()
-        self.ordered, self.order_told = order, f"{said}; checkpoint {self.counters['checkpoint']}"
+        offered, committed = self.offer(), self.commit()
+        self.order_code = next(code for code in TOLD_FIRST if code in (offered.code, committed))
+        failed = "not written, the last is " if committed == "checkpoint-not-written" else ""
+        self.ordered, self.order_told = order, f"{offered.said}; checkpoint {failed}{self.counters['checkpoint']}"
 
     def _ring_inode(self) -> int:
         try:
@@ -242,7 +258,8 @@ class Trainer:
             self._ask(now_s)
             self.schooling.turn(now_s, self.replay)
             if self.schooling.parted:
-                self.schooling.parted, checkpoint_s = False, now_s
+                # Also where no step was taken since the last one: it is the verdict that must not be lost.
+                self.schooling.parted, checkpoint_s, self.committed_at = False, now_s, None
             self._train(now_s - then_s)
             then_s = now_s
             if self.parent.lost_s is not None and now_s - self.parent.lost_s > ORPHAN_S:
@@ -376,10 +393,10 @@ class Trainer:
             return
         self.loss = loss if self.loss is None else 0.99 * self.loss + 0.01 * loss
 
-    def commit(self) -> None:
+    def commit(self) -> TrainCode:
         """Write a checkpoint; a full disk costs the checkpoint, not the training."""
-        if not self.learner.steps or self.learner.steps == self.committed_at:
-            return
+        if self.learner.steps == self.committed_at:
+            return "nothing-to-do"
         try:
             counters = {**self.counters, RING_INODE: self._ring_inode()}
             self.schooling.keep()
@@ -396,17 +413,19 @@ class Trainer:
         except StoreError as error:
             self._fault("checkpoint-not-written")
             log.error("%s", error)
+            return "checkpoint-not-written"
+        return "done"
 
-    def offer(self) -> str:
-        """Round the network to int8, let the gate judge it, offer it if it passes; says in words what came of it."""
+    def offer(self) -> Offered:
+        """Round the network to int8, let the gate judge it, offer it if it passes."""
         if self.learner.steps == self.offered_at:
             # The same network on nearly the same probe would pass by chance sooner or later.
-            return "no candidate: nothing was learned since the last one"
+            return Offered("nothing-to-do", "no candidate: nothing was learned since the last one")
         probe = self.replay.probe(PROBE).batch
         if len(probe.obs) < MIN_PROBE:
-            return f"no candidate: {len(probe.obs)} observations to judge it on, it takes {MIN_PROBE}"
+            said = f"no candidate: {len(probe.obs)} observations to judge it on, it takes {MIN_PROBE}"
+            return Offered("too-early", said)
         self.counters["candidates"] += 1
-        self.offered_at = self.learner.steps
         # Rounding and thresholds are fitted on one half of what was held out and judged on the other.
         fit, check = (Batch._make(column[start::2] for column in probe) for start in (0, 1))
         params = self.learner.params
@@ -428,12 +447,14 @@ class Trainer:
         except (ArtifactError, StoreError) as error:
             self._fault("candidate-not-made")
             log.error("%s", error)
-            return f"no candidate: {error}"
+            return Offered("candidate-not-made", f"no candidate: {error}")
+        self.offered_at = self.learner.steps
         log.info("candidate %d %s: %s", self.counters["candidates"], "accepted" if path else "refused", verdict)
         offered = Candidate(self.counters["generation"], path, sha256, verdict.checks, verdict.detail)
         self.parent.send(offered, keep=bool(path))
         failed = ", ".join(name for name, passed in verdict.checks.items() if not passed)
-        return f"candidate {self.counters['candidates']} " + (f"refused: {failed}" if failed else "accepted")
+        came = f"refused: {failed}" if failed else "accepted"
+        return Offered("done", f"candidate {self.counters['candidates']} {came}")
 
     def _bundle(self, quantized: quant.Quantized, thresholds: Sequence[float], verdict: Verdict) -> bytes:
         trained = {"device": self.config.device.id, "steps": self.learner.steps, "taught": self.replay.n_taught}
@@ -544,6 +565,7 @@ class Trainer:
             checkpoint_age_s=None if self.committed_s is None else now_s - self.committed_s,
             order=self.ordered.id,
             order_told=self.order_told,
+            order_code=self.order_code,
         )
 
 

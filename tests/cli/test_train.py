@@ -8,6 +8,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import pytest
@@ -17,7 +18,7 @@ from edgert.cli import ERROR, NOTHING_TO_DO, OK, RETRY_LATER, train
 from edgert.config import commented_default, parse
 from edgert.errors import ConfigError
 from edgert.ports import ipc
-from edgert.values import StatusReply, StatusRequest, TrainerReport, TrainOrder, TrainReply
+from edgert.values import StatusReply, StatusRequest, TrainCode, TrainerReport, TrainOrder, TrainReply
 
 TOLD = TrainerReport(
     pid=1, steps=1234, loss=0.25, transitions=9, asked=0, answered=0, joined=0, candidates=4, accepted=2, generation=2,
@@ -33,6 +34,7 @@ class Supervisor:
         config = parse(path.read_text(), "x")
         self.world = control.open_world(config, task="t", n_exits=3, note=None, stream="s", first=1, last=0, now_s=0.0)
         self.answers = "candidate 5 accepted; checkpoint 8"
+        self.code: str | None = "done"
         self.leave = threading.Event()
         self.listener = ipc.listen(Path(config.device.run_dir) / "control.sock")
         self.thread = threading.Thread(target=self.serve)
@@ -43,8 +45,8 @@ class Supervisor:
             self.world, effects = control.step(self.world, event, 1.0)
             for effect in effects:
                 if isinstance(effect, bus.Tell) and isinstance(effect.told, TrainOrder):
-                    told = msgspec.structs.replace(TOLD, order=effect.told.id, order_told=self.answers)
-                    self.step(bus.Heard("trainer", told))
+                    told = {"order": effect.told.id, "order_told": self.answers, "order_code": self.code}
+                    self.step(bus.Heard("trainer", msgspec.structs.replace(TOLD, **told)))
 
     def serve(self) -> None:
         channels: list[ipc.Channel] = []
@@ -133,9 +135,30 @@ def test_now_waits_for_what_comes_of_it(
 ) -> None:
     assert run(config_file, "now", "--json") == OK
     told = json.loads(capsys.readouterr().out)
-    assert told["ok"] and told["told"] == "candidate 5 accepted; checkpoint 8"
-    supervisor.answers = "no candidate: nothing was learned since the last one; checkpoint 8"
-    assert run(config_file, "now") == NOTHING_TO_DO
+    assert told["ok"] and told["told"] == "candidate 5 accepted; checkpoint 8" and told["code"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("code", "exit_code"),
+    [
+        ("done", OK),
+        ("nothing-to-do", NOTHING_TO_DO),
+        ("too-early", RETRY_LATER),
+        ("candidate-not-made", ERROR),
+        ("checkpoint-not-written", ERROR),
+        (None, ERROR),
+    ],
+)
+def test_the_exit_code_follows_the_name_of_what_came_of_it_and_not_its_words(
+    config_file: Path, supervisor: Supervisor, capsys: pytest.CaptureFixture[str], code: str | None, exit_code: int
+) -> None:
+    supervisor.answers, supervisor.code = "no candidate: nothing was learned", code
+    assert run(config_file, "now") == exit_code
+    said = capsys.readouterr()
+    assert supervisor.answers in (said.out if exit_code in (OK, NOTHING_TO_DO) else said.err)
+    assert run(config_file, "now", "--json") == exit_code
+    assert json.loads(capsys.readouterr().out)["code"] == code
+    assert set(train.CODES) == set(get_args(TrainCode))
 
 
 def test_a_trainer_that_is_away_is_no_reason_to_wait(

@@ -22,6 +22,7 @@ from edgert.knowledge.codec import CODECS
 from edgert.nets import F32, U8
 from edgert.ports import ipc
 from edgert.ports.desk import Desk
+from edgert.ports.mqtt import Mqtt, Received
 from edgert.values import Answer, Budget
 
 CELLS, GAMMA = 6, 0.9
@@ -56,6 +57,7 @@ class Daemon:
         self.refusal = ""
         self.copies = 1
         self.payload: bytes | None = None
+        self.bytes_per_s = 1e6
         self.asked: list[wire.KnowAsk] = []
         self.path = path
         self._stop = threading.Event()
@@ -69,7 +71,8 @@ class Daemon:
             if told != desk.numbers():
                 told = desk.numbers()
                 for number in told:
-                    desk.tell(number, Budget(max_exit=0, train_steps_hz=0.0, teacher_bytes_per_s=1e6))
+                    budget = Budget(max_exit=0, train_steps_hz=0.0, teacher_bytes_per_s=self.bytes_per_s)
+                    desk.tell(number, budget)
             for number, ask in asks:
                 for _ in range(self.copies):
                     desk.tell(number, Answer(ask.ask_id, self.payload or wire.encode(self.answer(ask.payload))))
@@ -216,6 +219,67 @@ def test_what_goes_wrong_is_counted_by_name_and_harms_nobody(
     walk(teacher, 50)
     until(lambda: fault in teacher.status()["faults"], fault)
     walk(teacher, 50)
+
+
+def test_an_observation_too_large_for_a_message_is_named_and_is_in_nobodys_way(
+    serve: Callable[[], Daemon], make: Callable[..., Teacher], until: Callable[..., None]
+) -> None:
+    daemon, teacher = serve(), make()
+    daemon.model = lambda obs: np.ones((len(obs), 2), np.float32)
+    shape = (600, 600, 3)
+    large = np.random.default_rng(0).integers(0, 256, shape, np.uint8)  # nothing makes it smaller
+    plain = np.zeros(shape, np.uint8)
+    for _ in range(3):
+        teacher.saw(large)
+    teacher.saw(plain)
+    until(lambda: teacher.known(plain), "an answer about what fits")
+    until(lambda: "observation-too-large" in teacher.status()["faults"], "the fault")
+    assert set(teacher.status()["faults"]) == {"observation-too-large"} and teacher.status()["up"]
+    assert teacher.known(large) is None and teacher.status()["forgotten"] == 3
+
+
+def test_a_question_is_cut_to_what_the_daemon_takes(
+    serve: Callable[[], Daemon], make: Callable[..., Teacher], until: Callable[..., None]
+) -> None:
+    daemon, rng = serve(), np.random.default_rng(0)
+    daemon.bytes_per_s = 6000.0  # 64 KiB at once, and four of these observations in it
+    daemon.model = lambda obs: np.ones((len(obs), 2), np.float32)
+    teacher = make(wait_s=0.5, batch=8)
+    seen = [rng.integers(0, 256, (64, 64, 3), np.uint8) for _ in range(8)]
+    for obs in seen:
+        teacher.saw(obs)
+    until(lambda: teacher.status()["known"] >= 4, "the first answers")
+    assert {ask.count for ask in daemon.asked} <= {1, 2, 4} and teacher.status()["faults"] == {}
+
+
+def answer_over(mqtt: Mqtt) -> None:
+    """A teacher at a broker: answer what was asked since the last time."""
+    for event in mqtt.events():
+        if isinstance(event, Received) and event.response_topic:
+            ask, _ = wire.decode(event.payload, wire.KnowAsk)
+            rows = CODECS[ask.codec].encode_q(taught(CODECS[ask.codec].decode_obs(ask.data, ask.count, ask.obs_shape)))
+            told = wire.KnowAnswer(teacher="t", count=ask.count, codec=ask.codec, data=rows)
+            mqtt.publish(event.response_topic, wire.encode(told), qos=1, correlation=event.correlation)
+
+
+def test_a_link_whose_thread_died_is_replaced(mosquitto: Any, until: Callable[..., None]) -> None:
+    with (
+        Mqtt(mosquitto.url, "teacher-of-dying", session_expiry_s=0) as mqtt,
+        Teacher(mosquitto.url, task="corridor", n_actions=2, fleet="dying", wait_s=0.0, timeout_s=1.0) as teacher,
+    ):
+        mqtt.subscribe([("edgert/v1/dying/+/know/ask/corridor", 1)])
+
+        def knows(cell: int) -> bool:
+            answer_over(mqtt)
+            return teacher.known(corridor(cell)) is not None
+
+        teacher.saw(corridor(0))
+        until(lambda: knows(0), "an answer")
+        teacher._link._mqtt._turn = lambda: False  # type: ignore[union-attr]  # the thread's body: it ends
+        until(lambda: "link-thread-dead" in teacher.status()["faults"], "the death to be noticed")
+        teacher.saw(corridor(1))
+        until(lambda: knows(1), "an answer over another connection")
+        assert teacher.status()["faults"]["link-thread-dead"] == 1
 
 
 def test_nobody_there_and_then_somebody_and_then_another(

@@ -104,9 +104,32 @@ class Device:
         self.before = report
         self.perform(networks, effects)
 
+    def die(self, failures: int) -> None:
+        """The actor's process ends, and another begins with what is noted."""
+        effects: Effects = []
+        networks = trial.died(self.networks, failures, self.now_s, effects)
+        unsaid = trial.given_up(networks)
+        if unsaid is not None:
+            networks = trial.swapped(networks, unsaid, self.now_s, effects)
+        self.perform(networks, effects)
+        self.crash_actor()
+
+    def fail_to_start(self) -> None:
+        """A new actor cannot load the network that is noted, and begins with the installed one."""
+        self.crash_actor()
+        told = Swapped(self.acts.generation, False, "out of memory", 0, 0, 0.1)
+        if self.acts == INSTALLED:
+            return
+        self.acts = INSTALLED
+        effects: Effects = []
+        self.perform(trial.swapped(self.networks, told, self.now_s, effects), effects)
+
     def swap(self, generation: int) -> None:
         self.offer(generation)
         self.make()
+
+    def ends(self, generation: int) -> list[str]:
+        return [what for what in self.fates(generation) if what != "swapped"]
 
     def fates(self, generation: int) -> list[str]:
         return [told.what for told in self.told if told.generation == generation]
@@ -328,6 +351,80 @@ def test_a_refused_candidate_changes_nothing_and_the_trainer_hears_of_it(device:
     assert device.told[-1] == Outcome(None, 1, "refused", "golden") and device.note is None
 
 
+def test_of_networks_in_a_hurry_the_newest_is_next_and_of_none_is_nothing_heard(device: Device) -> None:
+    for generation in (1, 2, 3, 3):
+        device.offer(generation)
+    assert device.wanted == network(1), "what is under way only the actor knows: one at a time"
+    assert [device.fates(generation) for generation in (1, 2, 3)] == [[], ["replaced"], []]
+    device.make()
+    assert device.acts == network(1) and device.wanted == network(3)
+    device.make()
+    assert [device.fates(generation) for generation in (1, 3)] == [["swapped", "replaced"], ["swapped"]]
+    assert device.told[-2].acting == network(3) and device.told[-2].why == trial.NEWER
+
+
+def test_a_network_that_is_refused_makes_room_for_the_one_that_waits(device: Device) -> None:
+    device.offer(1)
+    device.offer(2)
+    device.make(ok=False)
+    assert device.ends(1) == ["refused"] and device.wanted == network(2)
+    device.offer(3)
+    for _ in range(2 * trial.DEATHS_MAX):
+        device.die(9)
+    assert [device.fates(generation) for generation in (2, 3)] == [["refused"], ["refused"]]
+    assert "died 3 times on end" in device.told[-1].why and device.networks.pending is None
+
+
+def test_what_is_on_its_way_when_the_acting_network_goes_is_refused(device: Device, rng: random.Random) -> None:
+    device.swap(1)
+    device.offer(2)
+    device.offer(3)
+    device.wanted = device.acts  # the actor has not heard of it
+    while not device.ends(1):
+        device.act(rng.gauss(0, 1))
+    assert [device.fates(generation) for generation in (2, 3)] == [["refused"], ["refused"]]
+    assert device.fates(1) == ["swapped", "rolled-back"] and device.networks.waiting is None
+
+
+def test_the_network_that_is_put_back_has_the_same_patience(device: Device, rng: random.Random) -> None:
+    device.swap(1)
+    played(rng, device, 20, 100)
+    device.swap(2)
+    failures = iter(range(1, 99))
+    for _ in range(trial.DEATHS_MAX):
+        assert device.networks.target == network(2)
+        device.die(next(failures))
+    assert device.ends(2) == ["rolled-back"] and device.networks.target == network(1)
+    for _ in range(trial.DEATHS_MAX):
+        assert device.networks.target == device.wanted == network(1), "the last that is known to be good"
+        device.die(next(failures))
+    assert device.networks.target == device.wanted == INSTALLED
+    device.die(next(failures))
+    assert device.networks.target == INSTALLED and device.networks.refused == (network(2),)
+
+
+def test_a_network_on_trial_that_a_new_actor_cannot_load_gives_way_to_the_best_one(
+    device: Device, rng: random.Random
+) -> None:
+    device.swap(1)
+    played(rng, device, 20, 100)
+    device.swap(2)
+    device.fail_to_start()
+    assert device.ends(2) == ["rolled-back"] and device.told[-1].why == "out of memory"
+    assert device.networks.target == device.wanted == network(1)
+
+
+def test_an_actor_that_is_back_at_the_best_network_ends_the_trial(device: Device, rng: random.Random) -> None:
+    device.swap(1)
+    played(rng, device, 20, 100)
+    earned = device.networks.acting.returns
+    device.swap(2)
+    device.acts = device.wanted = network(1)  # the note of the swap could not be written, and the actor began anew
+    device.act()
+    assert device.networks.target == network(1) and device.networks.acting.returns == earned
+    assert device.ends(2) == ["replaced"] and device.ends(1) == ["kept"]
+
+
 def test_equal_networks_are_seldom_rolled_back() -> None:
     rng, swaps, wrong = random.Random(3), 0, 0
     for _ in range(25):
@@ -391,6 +488,50 @@ def test_in_whatever_order_one_network_is_noted_and_no_rolled_back_one_returns(
     assert noted not in gone and device.networks.pending is None
     device.crash_actor()
     assert device.acts.generation == noted, "an actor that starts anew begins with the same one"
+
+
+@settings(max_examples=150)
+@given(
+    history=st.lists(
+        st.tuples(
+            st.sampled_from(["offer", "offer", "make", "refuse", "lost", "good", *BAD, "die", "fail"]),
+            st.integers(0, 3),
+        ),
+        max_size=40,
+    ),
+    seed=st.integers(0, 99),
+)
+def test_of_every_network_that_was_offered_the_end_is_heard_once(history: list[tuple[str, int]], seed: int) -> None:
+    rng, device, newest, failures = random.Random(seed), Device(), 0, 0
+    for _ in range(12):
+        device.act(rng.gauss(10, 1))
+    for what, extra in history:
+        failures = failures + 1 if what == "die" else failures * (what not in ("good", "bad"))
+        match what:
+            case "offer":
+                newest += 1
+                device.offer(newest)
+            case "make" | "refuse" | "lost":
+                device.make(ok=what != "refuse", lost=what == "lost")
+            case "good" | "bad":
+                for _ in range(1 + 2 * extra):
+                    device.act(rng.gauss(10 if what == "good" else 0, 1))
+            case "misses":
+                for _ in range(10 * extra):
+                    device.act(missed_frac=0.5)
+            case "die":
+                device.die(failures)
+            case "fail":
+                device.fail_to_start()
+    for _ in range(60):
+        device.act()
+        device.make()
+    assert device.networks.pending is device.networks.waiting is None and device.acts == device.networks.target
+    on_trial = {device.networks.target.generation} if device.networks.best is not None else set()
+    for generation in range(1, newest + 1):
+        fates = device.fates(generation)
+        assert len(device.ends(generation)) == (generation not in on_trial), fates
+        assert fates.count("swapped") <= 1, fates
 
 
 def test_a_note_of_a_trial_is_taken_up_again() -> None:

@@ -363,6 +363,20 @@ def test_what_is_remembered_is_not_asked():
     assert rich(pupil, 5.0) is None
 
 
+def test_what_cannot_be_asked_is_waited_for_no_more():
+    pupil = student()
+    for seq, kind in enumerate((1, 2, 2, 3)):
+        pupil.saw(seq, obs(kind), 1.0)
+    plan = rich(pupil, 1.0)
+    pupil.sent(1, plan, 10, 1.0)
+    pupil.forget([digest(obs(kind).tobytes()) for kind in (2, 9)])
+    assert pupil.counters.forgotten == 2
+    assert [seq for seq, _ in pupil.answer(1, truths(plan), 10, 2.0)] == [
+        seq for seqs, row in zip(plan.seqs, plan.rows, strict=True) for seq in seqs if kind_of(row) != 2
+    ]
+    assert rich(pupil, 3.0) is None
+
+
 def test_forgotten_numbers_do_not_come_back():
     pupil = student()
     pupil.saw(1, obs(1), 1.0)

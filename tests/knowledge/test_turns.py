@@ -24,8 +24,11 @@ def test_everything_is_taken_once_and_a_students_questions_stay_in_order(asks, m
         assert turns.put(task, student, (student, number, max(1, rows)), rows, 7)
     taken = {"t": [], "u": []}
     while turns:
+        before = turns.waiting("t"), turns.waiting("u")
         task, batch = turns.take(max_rows)
         assert batch
+        assert before["tu".index(task)] - turns.waiting(task) == len(batch)
+        assert turns.waiting("t") + turns.waiting("u") == len(turns)
         assert len(batch) == 1 or sum(rows for _, _, rows in batch) <= max_rows
         taken[task] += batch
     for task, items in taken.items():
@@ -73,6 +76,7 @@ def test_a_student_has_so_many_places_and_keeps_nobody_from_theirs():
     assert turns.put("t", "b", 0, 1, 10)
     assert turns.put("u", "a", 0, 1, 10)
     assert (len(turns), turns.size_bytes) == (5, 50)
+    assert [turns.waiting(task) for task in "tuv"] == [4, 1, 0]
 
 
 def test_an_allowance_is_a_burst_then_a_rate():

@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import http.client
 import re
+import socket
+import struct
+import threading
 
 import pytest
 
@@ -69,6 +72,34 @@ def test_a_port():
         exposition.publish("a 1\n")
         assert get("/metrics") == (200, b"a 1\n", "text/plain; version=0.0.4; charset=utf-8")
         assert get("/other")[0] == 404
+
+
+def served() -> bool:
+    return not any("process_request" in thread.name for thread in threading.enumerate())
+
+
+def test_a_reader_that_hangs_up_is_not_worth_a_traceback(capsys, until):
+    with contextlib.closing(Exposition("127.0.0.1:0")) as exposition:
+        exposition.publish("a" * (64 << 20))
+        for request in (b"GET /metrics HTTP/1.1\r\n\r\n", b"GET"):
+            with socket.create_connection(("127.0.0.1", exposition.port)) as link:
+                link.sendall(request)
+                until(lambda: not served(), "its thread")
+                if request != b"GET":
+                    assert link.recv(1)
+                link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # as a crash would
+            until(served, "the end of its thread")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_fault_of_our_own_is_said(capsys, until):
+    with contextlib.closing(Exposition("127.0.0.1:0")) as exposition:
+        exposition.text = None  # what no code of ours does
+        with socket.create_connection(("127.0.0.1", exposition.port)) as link:
+            link.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+            until(lambda: link.recv(1) == b"", "the end")
+        until(served, "the end of its thread")
+    assert "TypeError" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("target", ["teacher.json", "nowhere.example.invalid:9000", "127.0.0.1:99999"])

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,31 +39,8 @@ def untrained() -> bytes:
 DATA = untrained()
 
 
-class Told:
-    """Takes the place of the line to the supervisor."""
-
-    lost_s = None
-
-    def __init__(self) -> None:
-        self.told: list[Any] = []
-
-    def send(self, told: Any, *, keep: bool = False) -> bool:
-        self.told.append(told)
-        return True
-
-    def of(self, kind: type) -> list[Any]:
-        return [told for told in self.told if isinstance(told, kind)]
-
-
 @pytest.fixture
-def folder() -> Iterator[Path]:
-    made = Path(tempfile.mkdtemp(prefix="edgert-", dir="/tmp"))
-    yield made
-    shutil.rmtree(made)
-
-
-@pytest.fixture
-def make(folder: Path) -> Callable[..., Trainer]:
+def make(folder: Path, line: Callable[[], Any]) -> Callable[..., Trainer]:
     def made(**changes: object) -> Trainer:
         (folder / "p.edgert").write_bytes(DATA)
         base = {
@@ -83,7 +59,7 @@ def make(folder: Path) -> Callable[..., Trainer]:
         layout = Layout(told)
         layout.make()
         trainer = Trainer(told, layout, artifact.load(DATA), seed=1)
-        trainer.parent = Told()  # type: ignore[assignment]  # what it needs of one
+        trainer.parent = line()  # type: ignore[assignment]  # what it needs of one
         trainer._heed(PLENTY, 0.0)
         return trainer
 
@@ -131,7 +107,7 @@ def test_a_rollout_is_gone_through_once_it_is_whole_and_then_a_network_is_offere
     steps = practise(trainer)
     assert 0 < steps <= 2 * -(-800 // 32)
     assert trainer._offers(False) and not trainer._offers(True)
-    assert trainer.offer().endswith("accepted")
+    assert trainer.offer().said.endswith("accepted")
     (told,) = trainer.parent.of(Candidate)  # type: ignore[attr-defined]  # `Told`
     assert told.checks.keys() == {"held-out", "finite", "rounding", "off-policy-return"}
     made = artifact.load(Path(told.path).read_bytes())
@@ -146,7 +122,7 @@ def test_what_pays_is_done_more_often(make: Callable[..., Trainer]) -> None:
     for seed in range(6):
         live(trainer, 801, seed=seed)
         practise(trainer)
-        assert trainer._offers(False) and trainer.offer().endswith("accepted")
+        assert trainer._offers(False) and trainer.offer().said.endswith("accepted")
     heads = trainer.acting.heads(PARENT.golden_obs)
     for k in range(SPEC.n_exits):
         assert softmax(heads[k][:, :-1])[0][:, 2].mean() > 0.6
@@ -183,7 +159,7 @@ def test_a_network_that_was_taken_back_is_trained_no_further(make: Callable[...,
     live(trainer, 801)
     practise(trainer)
     trainer._offers(False)
-    assert trainer.offer().endswith("accepted")
+    assert trainer.offer().said.endswith("accepted")
     assert (trainer.learner.params.flat != trainer.policy.params.flat).any()
     trainer._heed(Outcome(None, 1, "rolled-back", "its returns are lower", 2.0, 1.0, 8), 0.0)
     assert (trainer.learner.params.flat == trainer.policy.params.flat).all()
@@ -199,11 +175,11 @@ def test_a_harmful_candidate_is_undone(make: Callable[..., Trainer]) -> None:
     trainer._offers(False)
     trainer.learner.params.views[f"h{LAST}.out.b"][:] += np.float32([0.4, 0.4, -0.8, 0])  # does less of what pays
     trainer.learner.params.views["h0.out.b"][:] += np.float32([0.4, 0.4, -0.8, 0])
-    assert trainer.offer() == "candidate 1 refused: off-policy-return"
+    assert trainer.offer().said == "candidate 1 refused: off-policy-return"
     assert (trainer.learner.params.flat == trainer.policy.params.flat).all()
     live(trainer, 801, seed=1)
     practise(trainer)
-    assert trainer._offers(False) and trainer.offer().endswith("accepted")
+    assert trainer._offers(False) and trainer.offer().said.endswith("accepted")
 
 
 def test_a_poisoned_rollout_is_left_and_changes_nothing(make: Callable[..., Trainer]) -> None:

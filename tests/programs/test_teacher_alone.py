@@ -11,7 +11,7 @@ from edgert import wire
 from edgert.errors import ArtifactError
 from edgert.knowledge import codec, teaching
 from edgert.knowledge.teaching import Subject
-from edgert.ports.mqtt import Received
+from edgert.ports.mqtt import LinkDown, Received
 from edgert.programs import teacher as program
 
 
@@ -182,6 +182,45 @@ def test_its_metrics_name_every_refusal(alone):
         "up": "0",
     }
     assert {key: said[f"edgert_teacher_{key}"] for key in expected} == expected
+
+
+def test_its_metrics_count_what_made_no_sense_as_well(alone):
+    teacher, mqtt = alone(("game", thrice))
+    for topic, payload in (
+        ("edgert/v1/f/a/know/ask/game", b"junk"),
+        ("edgert/v1/f/a/know/ask/unknown", bytes(100)),
+        ("nowhere", bytes(1000)),
+    ):
+        mqtt.coming.append(Received(topic=topic, payload=payload, qos=1))
+        mqtt.far.send(b"x")
+    teacher.turn(0.0)
+    said = dict(line.rsplit(" ", 1) for line in teacher.metrics().splitlines() if not line.startswith("#"))
+    assert said['edgert_teacher_received_bytes_total{task="game"}'] == "4"
+    assert said['edgert_teacher_received_bytes_total{task=""}'] == "1100"
+    assert said['edgert_teacher_asks_total{task=""}'] == "2"
+    assert teacher.status()["bytes_in"] == 1104
+
+
+def test_answers_that_wait_are_weighed_until_they_are_gone(alone):
+    teacher, mqtt = alone(("game", thrice))
+    mqtt.takes = False
+    for number in range(3):
+        mqtt.ask("a", rows(number))
+        teacher.turn(0.0)
+
+    def weight():
+        return sum(program.ITEM_BYTES + len(each.payload) for each in teacher.answers)
+
+    assert len(teacher.answers) == 3 and teacher.answers_bytes == weight() > 0
+    mqtt.coming.append(
+        LinkDown(reason_code=None, reason="gone", fault=None, retry_s=1.0, unconfirmed=(teacher.answers[0], "other"))
+    )
+    mqtt.far.send(b"x")
+    teacher.turn(0.0)
+    assert len(teacher.answers) == 4 and teacher.answers_bytes == weight()
+    mqtt.takes = True
+    teacher.turn(0.0)
+    assert not teacher.answers and teacher.answers_bytes == 0
 
 
 def test_many_small_questions_are_not_taken_in_beyond_the_memory_there_is(alone, monkeypatch):

@@ -111,7 +111,11 @@ def test_a_person_has_a_word_in_the_training_of_a_running_device(
 ) -> None:
     device = make_lone(tmp_path, learn__candidate_s=600.0, learn__checkpoint_s=600.0)
     device.start()
-    device.until_status(lambda s: acting(s) and (s["trainer"] or {}).get("steps", 0) > 20, "a trainer that trains")
+    device.until_status(
+        lambda s: acting(s) and s["trainer"] and s["trainer"]["steps"] > 20 and s["trainer"]["replay"] >= 550,
+        "enough to judge a candidate by",
+        90.0,
+    )
     said = ["--config", str(device.config), "--json"]
     assert train.main(["now", *said]) == OK
     assert "candidate" in (told := json.loads(capsys.readouterr().out)["told"]) and told.endswith("checkpoint 1")
