@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -165,6 +167,14 @@ def tcp_link() -> Iterator[Callable[[int], TcpLink]]:
     yield make
     for link in links:
         link.close()
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """For sockets. Not tmp_path: its name can be longer than a socket's address may be."""
+    made = Path(tempfile.mkdtemp(prefix="edgert-", dir="/tmp"))
+    yield made
+    shutil.rmtree(made)
 
 
 @pytest.fixture

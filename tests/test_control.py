@@ -5,8 +5,6 @@ from __future__ import annotations
 import cbor2
 import msgspec
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from edgert import bus, config, control, wire
 from edgert.bus import Effect, Input
@@ -219,83 +217,6 @@ def test_the_budget_reaches_both_and_its_change_is_an_event() -> None:
         world, effects = control.step(world, bus.Sensed(hot), float(second))
     assert world.budget is not None and world.budget.max_exit == 0 and world.budget.train_steps_hz == 0
     assert world.budget.why["max_exit"] == "temp-critical"
-
-
-topics = st.sampled_from(
-    [
-        "",
-        "x",
-        "edgert/v1/default/d1/know/answer/breakout",
-        "edgert/v1/default/d1/cmd/ack/-",
-        "edgert/v1/a/b/c/d/e",
-        "edgert/v1/default/d1/cmd/zz/-",
-    ]
-)
-told: st.SearchStrategy[Told] = st.one_of(
-    st.builds(Ask, ask_id=st.integers(0, 2**63 - 1), payload=st.binary(max_size=9)),
-    st.builds(
-        Candidate,
-        generation=st.integers(0, 3),
-        path=st.sampled_from(["", "/g"]),
-        sha256=st.just("a"),
-        checks=st.just({}),
-        detail=st.just({}),
-    ),
-    st.builds(
-        Swapped,
-        generation=st.integers(0, 3),
-        ok=st.booleans(),
-        why=st.just(""),
-        tick=st.just(1),
-        missed=st.just(0),
-        prepare_s=st.just(0.1),
-    ),
-    st.builds(Happened, name=st.sampled_from(["a", "b"]), detail=st.just({})),
-    st.builds(
-        report,
-        ticks=st.integers(0, 100),
-        acting=st.booleans(),
-        episodes=st.integers(0, 5),
-        returns=st.just([1.0, 2.0]),
-        played=st.sampled_from([[], [0, 1], [None, 2]]),
-        network=st.sampled_from([None, Swap(0, "/p.edgert", ""), Swap(1, "/g", "a"), Swap(2, "/g", "b")]),
-    ),
-    st.just(Budget(0, 0.0, 0.0)),
-)
-roles = st.sampled_from(["actor", "trainer", "world", "client"])
-inputs: st.SearchStrategy[Input] = st.one_of(
-    st.builds(bus.Spawned, role=roles, pid=st.integers(1, 99)),
-    st.builds(bus.Exited, role=roles, pid=st.integers(0, 99), code=st.one_of(st.none(), st.integers(-9, 78))),
-    st.builds(bus.Connected, role=roles, pid=st.integers(1, 99)),
-    st.builds(bus.Heard, role=roles, told=told),
-    st.just(bus.LinkUp()),
-    st.builds(bus.LinkDown, reason=st.just("gone")),
-    st.builds(
-        bus.Received,
-        topic=topics,
-        payload=st.binary(max_size=40),
-        correlation=st.one_of(st.none(), st.binary(max_size=9)),
-    ),
-    st.integers(0, 20).flatmap(lambda n: st.just(bus.Stored(1, n))),
-    st.builds(bus.Refused, seq=st.integers(0, 30)),
-    st.builds(bus.Sensed, readings=st.just(Readings())),
-    st.just(bus.Tick()),
-    st.builds(bus.TrainOrdered, order=st.builds(TrainOrder, id=st.just("x"), verb=st.sampled_from(["pause", "now"]))),
-)
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.lists(st.tuples(st.floats(0, 30), inputs), max_size=40))
-def test_nothing_that_happens_breaks_it(history: list[tuple[float, Input]]) -> None:
-    world, now_s = fresh(), 0.0
-    for wait_s, event in history:
-        now_s += wait_s
-        world, effects = control.step(world, event, now_s)
-        starts = [effect.role for effect in of(effects, bus.Start)]
-        assert len(starts) == len(set(starts))
-        assert now_s <= control.wake_s(world, now_s) <= now_s + 1.0
-        assert set(world.children) == {"world", "actor", "trainer"}
-        document(world, now_s)
 
 
 def test_a_trainer_report_shows_in_the_status() -> None:

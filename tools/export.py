@@ -230,6 +230,61 @@ def build_float(params: Params, exits: Exits = "if") -> bytes:
     return _write(params.spec, stages(params.spec), _float_layer(params), exits)
 
 
+def untrained(
+    params: Params,
+    obs: U8,
+    *,
+    task: str,
+    rate_hz: float,
+    threshold: float,
+    kind: bundle.NetKind = "q",
+    golden: int = 4,
+    every_runtime: bool = True,
+) -> bytes:
+    """Make a bundle of a network that nobody has trained or judged, for benchmarks.
+
+    Args:
+        params: the network.
+        obs: (n, H, W, C) uint8, what it is quantized by.
+        task: what it says it is for.
+        rate_hz: at which it would act.
+        threshold: of every exit but the last.
+        kind: what its heads say.
+        golden: how many of `obs` go along as golden vectors.
+        every_runtime: with the graphs of all runtimes; otherwise onnxruntime's int8 graph alone.
+
+    Returns:
+        The file.
+    """
+    spec = params.spec
+    ranges, tensors = quant.fit(params, obs)
+    manifest = bundle.Manifest(
+        name="untrained",
+        task=task,
+        created="",
+        edgert=edgert.__version__,
+        observation=bundle.Observation(spec.input_shape, spec.input_scale),
+        action=bundle.Action(spec.n_actions),
+        control_rate_hz=rate_hz,
+        gamma=0.99,
+        net=msgspec.to_builtins(spec),
+        kind=kind,
+        thresholds=(threshold,) * (spec.n_exits - 1),
+        exits=tuple(map(bundle.Exit, macs(spec), ops(spec))),
+        safe_action=0,
+        ranges=ranges,
+        golden=bundle.Golden(golden, 0.0),
+    )
+    return artifact.pack(
+        manifest,
+        params,
+        build(spec, tensors),
+        obs[:golden],
+        tflite=tflite.build(spec, tensors) if every_runtime else (),
+        float_onnx=build_float(params) if every_runtime else b"",
+    )
+
+
 def watch(params: Params, env: str, *, episodes: int, wanted: int, seed: int) -> U8:
     """Observations that the full network meets while it acts, `wanted` of them at most, in random order."""
     seen: list[U8] = []

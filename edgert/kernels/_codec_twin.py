@@ -59,8 +59,8 @@ class Sizes(NamedTuple):
     bits: int
 
 
-class _Damaged(Exception):  # noqa: N818  # it never leaves this file
-    """No room to write, or read too far: nothing that follows means anything."""
+class _DamagedError(Exception):
+    """Never leaves this file. No room to write, or read too far: nothing that follows means anything."""
 
 
 class _Counters:
@@ -98,13 +98,13 @@ class _Code:
         while not (self.lo ^ self.hi) >> 24:
             if data is not None:
                 if self.at >= len(data) + _SLACK:
-                    raise _Damaged
+                    raise _DamagedError
                 self.x = (self.x << 8 & _U32) | (data[self.at] if self.at < len(data) else 0)
                 self.at += 1
             elif len(self.out) < self.room:
                 self.out.append(self.hi >> 24)
             else:
-                raise _Damaged
+                raise _DamagedError
             self.lo = self.lo << 8 & _U32
             self.hi = (self.hi << 8 & _U32) | 255
         return bit
@@ -116,7 +116,7 @@ class _Code:
             if self.lo + rest <= _U32 and value <= self.hi:
                 break
         if len(self.out) + count > self.room:
-            raise _Damaged
+            raise _DamagedError
         self.out += value.to_bytes(4, "big")[:count]
         for _ in range(_SLACK // 2):
             if self.out and not self.out[-1]:
@@ -202,7 +202,7 @@ class Model:
         try:
             crc = self._all(code, memoryview(bytearray(obs)), n_obs, memoryview(bytearray(records)), n_records, crc)
             return code.finish(), crc
-        except _Damaged:
+        except _DamagedError:
             return None, crc
 
     def decode(self, data: bytes, n_obs: int, n_records: int, crc: int) -> tuple[bytes, bytes, int, int]:
@@ -212,12 +212,12 @@ class Model:
         try:
             crc = self._all(code, memoryview(obs), n_obs, memoryview(records), n_records, crc)
             return bytes(obs), bytes(records), code.at, crc
-        except _Damaged:
+        except _DamagedError:
             return b"", b"", -1, crc
 
     def _all(self, k: _Code, obs: memoryview, n_obs: int, records: memoryview, n_records: int, crc: int) -> int:
         if max(self.seen) > _FRAMES_MAX:
-            raise _Damaged
+            raise _DamagedError
         s = self.s
         size = s.height * s.width * s.channels
         for i in range(max(n_obs, n_records)):
@@ -462,7 +462,7 @@ class Model:
     def _obs(self, k: _Code, obs: memoryview, act: int, crc: int) -> int:
         s = self.s
         if k.data is None and s.boolean and any(v > 1 for v in obs):
-            raise _Damaged
+            raise _DamagedError
         if s.planes:
             for c in range(s.channels):
                 if k.data is None:
@@ -516,7 +516,7 @@ class Model:
             node = node << 1 | k.alone(is_ >> b & 1, self.refs, 64 + node, 60)
         is_ = node & 255
         if is_ > 1 and not self._is_kept(upcoming - 1 - (is_ - 2)):
-            raise _Damaged
+            raise _DamagedError
         return is_
 
     def _is_kept(self, id_: int) -> bool:

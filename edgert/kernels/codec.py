@@ -79,7 +79,7 @@ class Coder:
     """
 
     def __init__(self, layout: Layout, *, native: bool | None = None) -> None:
-        self._layout = layout = Layout(*map(_whole, layout))
+        layout = Layout(*map(_whole, layout))
         h, w, c, record = layout.height, layout.width, layout.channels, layout.record
         if (
             not all(0 <= edge < _EDGE_MAX for edge in (h, w, c))
@@ -111,11 +111,6 @@ class Coder:
             self._block = block[-_address(block) % _ALIGNED :][:size]
             self._where = (_address(self._block), *self._sizes)
             self._native.reset(*self._where)
-
-    @property
-    def state_bytes(self) -> int:
-        """How much the C half remembers, which `save` copies."""
-        return self._block.nbytes
 
     def reset(self) -> None:
         """Forget everything: as new.

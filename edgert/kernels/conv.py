@@ -248,6 +248,8 @@ def backward(
         else:
             d_weight[:] = by_row.T
         return dx
+    if not (windows.parts or add):
+        d_weight[:] = 0.0
     image: F32 | None = np.empty(x.shape, np.float32) if wants_dx else None
     for part in windows.parts:
         columns, d_sums = windows.columns(part), dy[part]

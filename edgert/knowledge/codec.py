@@ -11,6 +11,7 @@ import hashlib
 import struct
 import zlib
 from collections.abc import Callable, Mapping
+from math import prod
 from types import MappingProxyType
 from typing import Final, NamedTuple, TypeAlias
 
@@ -40,9 +41,8 @@ _LOOKED_AT: Final = 8  # steps from which the kind of the channels is told
 _LEVEL: Final = 3
 _MAX_COUNT: Final = 0xFFFF
 _MAX_WINDOW_BYTES: Final = 1 << 23  # what RFC 8878 asks every decoder to support; a peer may ask us to allocate no more
-_ZSTD_SLACK_BYTES: Final = (
-    64  # what zstd adds to a megabyte that it cannot shrink: a frame header and 3 bytes a 128 KiB block
-)
+_ZSTD_SLACK_BYTES: Final = 64
+"""What zstd adds to a megabyte that it cannot shrink: a frame header and 3 bytes a 128 KiB block."""
 
 
 def digest(obs: bytes) -> bytes:
@@ -83,8 +83,7 @@ def encode_obs(obs: U8) -> bytes:
         breakout/space_invaders/asterix/seaquest, random play).
 
     """
-    if obs.dtype != np.uint8 or obs.ndim != 4 or min(obs.shape[1:]) < 1 or len(obs) > _MAX_COUNT:
-        raise UsageError(f"observations must be uint8 (n <= {_MAX_COUNT}, H, W, C), not {obs.dtype} {obs.shape}")
+    _check_obs(obs)
     n, height, width, channels = obs.shape
     frames = np.ascontiguousarray(obs.transpose(3, 0, 1, 2)).reshape(channels * n, height * width)
     rank: dict[bytes, int] = {}
@@ -119,12 +118,9 @@ def decode_obs(data: bytes, count: int, obs_shape: ObsShape) -> U8:
         ours, as `encode_obs`; RFC 8878 (zstd).
 
     """
+    _check_announced_obs(count, obs_shape)
     height, width, channels = obs_shape
     n_frames, area = count * channels, height * width
-    if not 0 <= count <= _MAX_COUNT or min(obs_shape) < 1 or n_frames * area > MAX_DECODED_BYTES:
-        raise MessageError(
-            f"{count} observations of {obs_shape} are over the limit of {MAX_DECODED_BYTES} bytes: ask less at once"
-        )
     if len(data) < _OBS_HEADER.size:
         raise MessageError(f"{len(data)} bytes of observations are shorter than their header of {_OBS_HEADER.size}")
     packed, n, n_distinct, crc = _OBS_HEADER.unpack_from(data)
@@ -160,8 +156,7 @@ def encode_q(q: F32) -> bytes:
         ours: exponents and signs repeat, mantissas do not, so they are kept apart (byte-plane shuffle as in Blosc).
 
     """
-    if q.dtype != np.float32 or q.ndim != 2:
-        raise UsageError(f"Q-values must be float32 (n, A), not {q.dtype} {q.shape}")
+    _check_q(q)
     raw = np.ascontiguousarray(q, "<f4").view(np.uint8).reshape(-1, 4)
     return _Q_HEADER.pack(zlib.crc32(raw.tobytes())) + _compress(np.ascontiguousarray(raw.T).tobytes())
 
@@ -183,8 +178,7 @@ def decode_q(data: bytes, count: int, n_actions: int) -> F32:
         ours, as `encode_q`; RFC 8878 (zstd).
 
     """
-    if min(count, n_actions) < 0 or 4 * count * n_actions > MAX_DECODED_BYTES:
-        raise MessageError(f"{count} x {n_actions} Q-values are over the limit of {MAX_DECODED_BYTES} bytes")
+    _check_announced_q(count, n_actions)
     if len(data) < _Q_HEADER.size:
         raise MessageError(f"{len(data)} bytes of Q-values are shorter than their header of {_Q_HEADER.size}")
     body = _decompress(data[_Q_HEADER.size :], 4 * count * n_actions)
@@ -242,8 +236,7 @@ def encode_obs_mixed(obs: U8) -> bytes:
         ours, on `kernels.codec`.
 
     """
-    if obs.dtype != np.uint8 or obs.ndim != 4 or min(obs.shape[1:]) < 1 or len(obs) > _MAX_COUNT:
-        raise UsageError(f"observations must be uint8 (n <= {_MAX_COUNT}, H, W, C), not {obs.dtype} {obs.shape}")
+    _check_obs(obs)
     obs = np.ascontiguousarray(obs)
     flags = _flags(obs)
     n, height, width, channels = obs.shape
@@ -276,15 +269,11 @@ def decode_obs_mixed(data: bytes, count: int, obs_shape: ObsShape) -> U8:
         ours, as `encode_obs_mixed`.
 
     """
-    size = count * obs_shape[0] * obs_shape[1] * obs_shape[2]
-    if not 0 <= count <= _MAX_COUNT or min(obs_shape) < 1 or size > MAX_DECODED_BYTES:
-        raise MessageError(
-            f"{count} observations of {obs_shape} are over the limit of {MAX_DECODED_BYTES} bytes: ask less at once"
-        )
+    _check_announced_obs(count, obs_shape)
     flags, check, code = _mixed_header(data)
     seed = _seed((count, *obs_shape), flags)
     if flags == _STORED:
-        obs, found = _stored(code, size).reshape(count, *obs_shape), seed
+        obs, found = _stored(code, count * prod(obs_shape)).reshape(count, *obs_shape), seed
     else:
         try:
             coder = Coder(_layout(obs_shape, flags, count))
@@ -311,8 +300,7 @@ def encode_q_mixed(q: F32) -> bytes:
         ours, on `kernels.codec`.
 
     """
-    if q.dtype != np.float32 or q.ndim != 2:
-        raise UsageError(f"Q-values must be float32 (n, A), not {q.dtype} {q.shape}")
+    _check_q(q)
     raw = np.ascontiguousarray(q, ">f4").view(np.uint8).reshape(len(q), 4 * q.shape[1])
     code, seed = None, _seed(q.shape, 0)
     if 0 < raw.shape[1] <= RECORD_MAX:
@@ -340,8 +328,7 @@ def decode_q_mixed(data: bytes, count: int, n_actions: int) -> F32:
         ours, as `encode_q_mixed`.
 
     """
-    if min(count, n_actions) < 0 or 4 * count * n_actions > MAX_DECODED_BYTES:
-        raise MessageError(f"{count} x {n_actions} Q-values are over the limit of {MAX_DECODED_BYTES} bytes")
+    _check_announced_q(count, n_actions)
     flags, check, code = _mixed_header(data)
     seed = _seed((count, n_actions), 0)
     if flags == _STORED:
@@ -361,6 +348,28 @@ CODECS: Final[Mapping[int, Codec]] = MappingProxyType(
         CODEC_MIXED: Codec(encode_obs_mixed, decode_obs_mixed, encode_q_mixed, decode_q_mixed),
     }
 )
+
+
+def _check_obs(obs: U8) -> None:
+    if obs.dtype != np.uint8 or obs.ndim != 4 or min(obs.shape[1:]) < 1 or len(obs) > _MAX_COUNT:
+        raise UsageError(f"observations must be uint8 (n <= {_MAX_COUNT}, H, W, C), not {obs.dtype} {obs.shape}")
+
+
+def _check_announced_obs(count: int, obs_shape: ObsShape) -> None:
+    if not 0 <= count <= _MAX_COUNT or min(obs_shape) < 1 or count * prod(obs_shape) > MAX_DECODED_BYTES:
+        raise MessageError(
+            f"{count} observations of {obs_shape} are over the limit of {MAX_DECODED_BYTES} bytes: ask less at once"
+        )
+
+
+def _check_q(q: F32) -> None:
+    if q.dtype != np.float32 or q.ndim != 2:
+        raise UsageError(f"Q-values must be float32 (n, A), not {q.dtype} {q.shape}")
+
+
+def _check_announced_q(count: int, n_actions: int) -> None:
+    if min(count, n_actions) < 0 or 4 * count * n_actions > MAX_DECODED_BYTES:
+        raise MessageError(f"{count} x {n_actions} Q-values are over the limit of {MAX_DECODED_BYTES} bytes")
 
 
 def _flags(obs: U8) -> int:

@@ -120,7 +120,8 @@ class Desk:
 
     def _welcome(self) -> None:
         came = 0
-        while (channel := ipc.accept(self._listener, max_frame_bytes=MAX_FRAME_BYTES)) is not None:
+        # Whoever connects faster than we can accept must not keep us here; the rest wait for the next look.
+        while came < COME_BURST and (channel := ipc.accept(self._listener, MAX_FRAME_BYTES)) is not None:
             came += 1
             if len(self._askers) >= MAX_ASKERS:
                 self.turned_away += 1

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgert.errors import StoreError
+from edgert.ports.database import open_database
 
 F32 = npt.NDArray[np.float32]
 
@@ -28,10 +29,6 @@ CREATE TABLE answers (id INTEGER PRIMARY KEY, teacher TEXT NOT NULL, digest BLOB
                       UNIQUE (teacher, digest));
 """
 _TABLES = {"about": ["meaning"], "answers": ["id", "teacher", "digest", "row"]}
-
-
-class _BrokenError(Exception):
-    """The file is not one of ours any more."""
 
 
 class KnowledgeCache:
@@ -59,56 +56,29 @@ class KnowledgeCache:
         """
         self._path, self._columns = path, columns
         self._most = max(1, max_bytes // (ROW_BYTES + 4 * columns))
-        self.fault: str | None = None
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                self._db = self._open(meaning)
-            except _BrokenError as error:
-                kept = path.with_name(path.name + ".broken")
-                for end in ("", "-wal", "-shm"):
-                    with suppress(FileNotFoundError):
-                        path.with_name(path.name + end).replace(kept.with_name(kept.name + end))
-                self.fault = f"knowledge-broken: {error}; kept as {kept}"
-                self._db = self._open(meaning)
-            self.count = int(self._db.execute("SELECT count(*) FROM answers").fetchone()[0])
-            self._make_room()
-        except (OSError, sqlite3.Error, _BrokenError) as error:
-            raise StoreError(f"cannot open the answers in {path}: {error}; check its owner and free space") from error
 
-    def _open(self, meaning: str) -> sqlite3.Connection:
-        if self._path.exists() and self._path.stat().st_size == 0:
-            raise _BrokenError("the file is empty")
-        db = sqlite3.connect(self._path, timeout=1.0, isolation_level=None)
-        try:
-            # Exclusive locking keeps the WAL index in memory: no mapped -shm file that a full disk turns into SIGBUS.
-            db.execute("PRAGMA locking_mode=EXCLUSIVE")
-            if db.execute("PRAGMA journal_mode=WAL").fetchone()[0] != "wal":
-                raise sqlite3.OperationalError("this file system has no shared memory for a WAL")
-            # A power cut may cost the last commits, never the file: what is lost is asked again.
-            for pragma in ("synchronous=NORMAL", "cache_size=-512", "journal_size_limit=262144"):
-                db.execute(f"PRAGMA {pragma}")
-            if not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-                db.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
-            verdict = db.execute("PRAGMA quick_check(1)").fetchone()[0]
-            if verdict != "ok":
-                raise _BrokenError(verdict)
-            for table, columns in _TABLES.items():
-                if [row[1] for row in db.execute(f"PRAGMA table_info({table})")] != columns:
-                    raise _BrokenError(f"table {table} is not {columns}")
+        def check(db: sqlite3.Connection) -> str:
             if db.execute("SELECT meaning FROM about").fetchall() != [(meaning,)]:
                 db.execute("BEGIN")
                 db.execute("DELETE FROM about")
                 db.execute("DELETE FROM answers")
                 db.execute("INSERT INTO about VALUES (?)", (meaning,))
                 db.execute("COMMIT")
-        except sqlite3.OperationalError:
-            db.close()
-            raise
-        except (sqlite3.DatabaseError, _BrokenError) as error:
-            db.close()
-            raise _BrokenError(str(error)) from error
-        return db
+            self.count = int(db.execute("SELECT count(*) FROM answers").fetchone()[0])
+            return ""
+
+        self._db, broken = open_database(
+            path,
+            what="the answers in",
+            # A power cut may cost the last commits, never the file: what is lost is asked again.
+            pragmas=("synchronous=NORMAL", "cache_size=-512", "journal_size_limit=262144"),
+            schema=_SCHEMA,
+            tables=_TABLES,
+            check=check,
+        )
+        self.fault = broken and f"knowledge-broken: {broken}"
+        with self._changing():
+            self._make_room()
 
     def put(self, teacher: str, answers: Iterable[tuple[bytes, F32]]) -> None:
         """Keep answers, all of them or none; one about the same observation takes the place of the former.

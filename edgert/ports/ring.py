@@ -306,13 +306,12 @@ class RingReader:
         """
         try:
             fd = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.pwrite(fd, _SEQ.pack(seq), _DONE_AT)
+            finally:
+                os.close(fd)
         except OSError as error:
             self.problem = str(store_error(error, "write", self._path))
-            return
-        try:
-            os.pwrite(fd, _SEQ.pack(seq), _DONE_AT)
-        finally:
-            os.close(fd)
 
     def close(self) -> None:
         """Let the file go; `newest_seq` and `read` open it again."""

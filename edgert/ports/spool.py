@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from edgert.errors import StoreError, UsageError
+from edgert.ports.database import open_database
 
 ROW_BYTES = 32
 """What one event costs beyond its payload, so that a flood of empty ones is bounded too."""
@@ -24,10 +25,6 @@ CREATE TABLE events (seq INTEGER PRIMARY KEY AUTOINCREMENT, at_s REAL NOT NULL, 
 CREATE TABLE meta (stream TEXT NOT NULL, dropped INTEGER NOT NULL);
 """
 _TABLES = {"events": ["seq", "at_s", "payload"], "meta": ["stream", "dropped"]}
-
-
-class _BrokenError(Exception):
-    """The file is not one of ours any more."""
 
 
 class Spool:
@@ -61,55 +58,22 @@ class Spool:
         self._path = path
         self._max_bytes = max_bytes
         self._policy = policy
-        self.fault: str | None = None
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                self._db = self._open()
-            except _BrokenError as error:
-                kept = path.with_name(path.name + ".broken")
-                for end in ("", "-wal", "-shm"):
-                    with suppress(FileNotFoundError):
-                        path.with_name(path.name + end).replace(kept.with_name(kept.name + end))
-                self.fault = f"spool-broken: {error}; kept as {kept}"
-                self._db = self._open()
-        except (OSError, sqlite3.Error, _BrokenError) as error:
-            raise StoreError(f"cannot open the event store {path}: {error}; check its owner and free space") from error
+        self._db, broken = open_database(
+            path,
+            what="the event store",
+            pragmas=("synchronous=FULL", "cache_size=-256", "wal_autocheckpoint=64", "journal_size_limit=262144"),
+            schema=f"{_SCHEMA} INSERT INTO meta VALUES ('{os.urandom(8).hex()}', 0);",
+            tables=_TABLES,
+            check=self._check,
+        )
+        self.fault: str | None = broken and f"spool-broken: {broken}"
 
-    def _open(self) -> sqlite3.Connection:
-        if self._path.exists() and self._path.stat().st_size == 0:
-            raise _BrokenError("the file is empty")
-        db = sqlite3.connect(self._path, timeout=1.0, isolation_level=None)
-        try:
-            # Exclusive locking keeps the WAL index in memory: no mapped -shm file that a full disk turns into SIGBUS.
-            db.execute("PRAGMA locking_mode=EXCLUSIVE")
-            mode = db.execute("PRAGMA journal_mode=WAL").fetchone()[0]
-            if mode != "wal":
-                raise sqlite3.OperationalError(f"this file system gives journal mode {mode}, not wal")
-            for pragma in ("synchronous=FULL", "cache_size=-256", "wal_autocheckpoint=64", "journal_size_limit=262144"):
-                db.execute(f"PRAGMA {pragma}")
-            if not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-                db.executescript(f"BEGIN; {_SCHEMA} INSERT INTO meta VALUES ('{os.urandom(8).hex()}', 0); COMMIT;")
-            self._check(db)
-            self._load(db)
-        except sqlite3.OperationalError:
-            db.close()
-            raise
-        except (sqlite3.DatabaseError, _BrokenError) as error:
-            db.close()
-            raise _BrokenError(str(error)) from error
-        return db
-
-    def _check(self, db: sqlite3.Connection) -> None:
-        verdict = db.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if verdict != "ok":
-            raise _BrokenError(verdict)
-        for table, columns in _TABLES.items():
-            if [row[1] for row in db.execute(f"PRAGMA table_info({table})")] != columns:
-                raise _BrokenError(f"table {table} is not {columns}")
+    def _check(self, db: sqlite3.Connection) -> str:
         rows = db.execute("SELECT count(*) FROM meta").fetchone()[0]
         if rows != 1:
-            raise _BrokenError(f"{rows} rows of meta")
+            return f"{rows} rows of meta"
+        self._load(db)
+        return ""
 
     def _load(self, db: sqlite3.Connection) -> None:
         meta: tuple[str, int] = db.execute("SELECT stream, dropped FROM meta").fetchone()

@@ -71,6 +71,26 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | bytearray | memoryv
     replace_atomic(path, lambda fd: _write_all(fd, data), mode)
 
 
+def remove(path: str | os.PathLike[str]) -> None:
+    """Remove the file at `path` durably; one that is not there is fine.
+
+    Raises:
+        StoreError: read-only, no permission, I/O error.
+
+    Blocks: until the device knows.
+    """
+    target = Path(path)
+    try:
+        target.unlink(missing_ok=True)
+        directory = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            _sync(directory)
+        finally:
+            os.close(directory)
+    except OSError as error:
+        raise store_error(error, "remove", target) from error
+
+
 def replace_atomic(path: str | os.PathLike[str], fill: Callable[[int], None], mode: int = 0o600) -> None:
     """`write_atomic` for content that is not one byte string: `fill` writes it into the open temporary file.
 
@@ -112,6 +132,10 @@ def _fill_and_rename(directory: int, temporary: str, name: str, fill: Callable[[
     finally:
         os.close(fd)
     os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+    _sync(directory)
+
+
+def _sync(directory: int) -> None:
     try:
         os.fsync(directory)
     except OSError as error:

@@ -9,20 +9,16 @@ from __future__ import annotations
 
 import os
 
-os.environ.setdefault(
-    "OPENBLAS_NUM_THREADS", "1"
-)  # before numpy: a second BLAS thread would only fight the trainer for the core
+# Before numpy: a second BLAS thread would only fight the trainer for the core.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import gc
-import hashlib
 import logging
 import math
 import sys
-import threading
 import time
-from collections import deque
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from queue import Empty
 from typing import NamedTuple
 
 import numpy as np
@@ -30,8 +26,8 @@ import numpy as np
 from edgert.bundle import Manifest, read, schema_hash
 from edgert.config import Config
 from edgert.errors import ArtifactError, ConfigError, UsageError
-from edgert.nets import F32, U8
-from edgert.policy import artifact, exits, frontier, hold
+from edgert.nets import F32
+from edgert.policy import exits, frontier, hold
 from edgert.ports.plant import Observation, Plant
 from edgert.ports.process import (
     Layout,
@@ -43,12 +39,12 @@ from edgert.ports.process import (
     started_monotonic_s,
     usage,
 )
-from edgert.ports.ring import EXPLORED, SAFE, TERMINATED, TRUNCATED, RingWriter
-from edgert.ports.runtime import Kind, Runtime
-from edgert.ports.runtime.choice import Opened, open_chosen
+from edgert.ports.ring import EXPLORED, SAFE, RingWriter
+from edgert.ports.runtime import Runtime
+from edgert.programs.loader import Loader
+from edgert.programs.recorder import Recorder
 from edgert.values import (
     EXITS_ORDER_ENDED,
-    RETURNS_TOLD,
     ActorReport,
     Budget,
     ExitsSet,
@@ -78,30 +74,6 @@ PATIENCE_MAX = 64
 log = logging.getLogger("edgert.actor")
 
 
-class Prepared(NamedTuple):
-    """What the loader thread made of a swap; `runtime` is None when it was refused."""
-
-    swap: Swap
-    runtime: Runtime | None
-    policy: artifact.Policy | None
-    why: str
-    prepare_s: float
-    costs_s: tuple[float, ...] = ()
-    """Median seconds at each exit that were measured on this board; empty when nobody did."""
-
-
-class Former(NamedTuple):
-    """The decision before this one, waiting for its reward."""
-
-    obs: U8
-    action: int
-    exit: int
-    episode: int
-    stream: int
-    flags: int
-    log_prob: float
-
-
 class Held(NamedTuple):
     """A decision that is still to be applied for `left` ticks."""
 
@@ -110,58 +82,6 @@ class Held(NamedTuple):
     confidence: float | None
     left: int
     log_prob: float
-
-
-class Loader(threading.Thread):
-    """Loads, verifies and warms networks beside the act loop; the loop polls `done`."""
-
-    def __init__(self, schema: str, n_exits: int, runtime_kind: Kind, measured: Path) -> None:
-        """Start idle.
-
-        Args:
-            schema: observation and action schema that every network must have.
-            n_exits: that every network must have: budgets and pinned thresholds count on them.
-            runtime_kind: of the configuration.
-            measured: file in which `edgert policy bench` left what is fastest here.
-        """
-        super().__init__(name="loader", daemon=True)
-        self.done: SimpleQueue[Prepared] = SimpleQueue()
-        self._todo: SimpleQueue[Swap] = SimpleQueue()
-        self._schema, self._n_exits, self._kind = schema, n_exits, runtime_kind
-        self._measured, self._said = measured, ""
-
-    def ask(self, swap: Swap) -> None:
-        """Prepare this one next."""
-        self._todo.put(swap)
-
-    def run(self) -> None:
-        """Thread body: no exception leaves it, each becomes a refusal with its reason."""
-        while True:
-            swap = self._todo.get()
-            started_s = time.monotonic()
-            try:
-                policy, (runtime, _, costs_s) = self._prepare(swap)
-                self.done.put(Prepared(swap, runtime, policy, "", time.monotonic() - started_s, costs_s))
-            except Exception as error:  # broad: a bundle is foreign data, and without this thread none is ever loaded
-                self.done.put(
-                    Prepared(swap, None, None, f"{type(error).__name__}: {error}", time.monotonic() - started_s)
-                )
-
-    def _prepare(self, swap: Swap) -> tuple[artifact.Policy, Opened]:
-        data = Path(swap.path).read_bytes()
-        if swap.sha256 and hashlib.sha256(data).hexdigest() != swap.sha256:
-            raise ArtifactError(f"{swap.path} is not the file that was offered: its sha256 differs")
-        policy = artifact.load(data)
-        if schema_hash(policy.manifest) != self._schema:
-            raise ArtifactError(f"{swap.path} has another observation or action schema than the installed policy")
-        if policy.spec.n_exits != self._n_exits:
-            raise ArtifactError(f"{swap.path} has {policy.spec.n_exits} exits, the installed policy {self._n_exits}")
-        opened = open_chosen(policy, self._kind, self._measured)
-        said = f"runtime {opened.runtime.name}: {opened.why}"
-        if said != self._said:  # not at every swap
-            log.info("%s", said)
-            self._said = said
-        return policy, opened
 
 
 class Actor:
@@ -191,6 +111,7 @@ class Actor:
         if former_ring not in (None, _inode(layout.ring)):
             log.warning("%s was broken, or of another size or schema: it begins anew", layout.ring)
             self.parent.send(Happened("ring-begun-anew", {"path": str(layout.ring)}), keep=True)
+        self.recorder = Recorder(self.ring)
         self.loader = Loader(schema_hash(manifest), self.n_exits, config.policy.runtime, layout.measured)
         self.loading = 0
         self.lockstep_s = 0.0
@@ -204,17 +125,9 @@ class Actor:
         self.taken = [0] * self.n_exits
         self.held = 0
         self.latencies_s = np.zeros(LATENCIES)
-        self.episodes = 0
-        self.returns: deque[float] = deque(maxlen=RETURNS_TOLD)
-        self.played: deque[int | None] = deque(maxlen=RETURNS_TOLD)
-        self.player: int | None = None  # of the episode under way, from its first decision on
-        self.reward, self.rewarded = 0.0, 0
         self.met_plant = False
-        self.episode_return = 0.0
-        self.return_known = False  # not when an episode was joined in its middle, or a reward of it was missed
         self.faults: dict[str, int] = {}
         self.rng = np.random.default_rng()
-        self._previous: Former | None = None
         self._held: Held | None = None
         self.max_ops_frac = 1.0
         self.order: SetExits | None = None
@@ -307,7 +220,7 @@ class Actor:
         started_s = time.monotonic()
         action, exit_, confidence, flags, log_prob = self.manifest.safe_action, 0, None, SAFE, math.nan
         self.met_plant = self.met_plant or observation is not None
-        held, self._held = self._held if self._goes_on(observation) else None, None
+        held, self._held = self._held if self.recorder.goes_on(observation) else None, None
         if observation is None:
             if self.met_plant:  # before that it is starting, which is no fault
                 self._fault("observation-missing")
@@ -357,22 +270,12 @@ class Actor:
                 self.first_action_s = decided_s - self.born_s
         self.ticks += 1
         self.missed += decided_s > due_s
-        self._remember(observation, action, exit_, flags, log_prob)
+        player = self.generation if self.runtime is not None else None
+        self.recorder.remember(observation, action, exit_, flags, log_prob, player)
 
     def _draws(self) -> bool:
         """Actions are drawn from a policy that learns from what its own chance does; else the best is taken."""
         return self.acting.kind == "policy" and self.config.learn.enabled
-
-    def _goes_on(self, observation: Observation | None) -> bool:
-        """The observation follows from the action before, in the same episode."""
-        former = self._previous
-        return (
-            observation is not None
-            and former is not None
-            and observation.action is not None
-            and observation.stream == former.stream
-            and not (observation.terminated or observation.truncated)
-        )
 
     def _within(self, remaining_s: float) -> F32:
         """Thresholds that keep to the budget, and to the deadline when it is near."""
@@ -384,47 +287,6 @@ class Actor:
             for shunned in range(deepest + 1, self.max_exit + 1):
                 self.costs_s[shunned] *= DOUBT ** (1 / self.patience[shunned])
         return exits.effective_thresholds(self.thresholds, deepest)
-
-    def _remember(self, observation: Observation | None, action: int, exit_: int, flags: int, log_prob: float) -> None:
-        """Write the previous transition, now that it is known what came of it.
-
-        When what followed was not seen (a missed observation, another client, a world that was restarted), the record
-        is kept as truncated: nothing is learned from it, but it is still the successor of the record before it. The
-        return of such an episode is unknown; it is neither told nor counted.
-        """
-        former, seen = self._previous, False
-        if former is not None:
-            seen = observation is not None and observation.action is not None and observation.stream == former.stream
-            reward, ended = 0.0, TRUNCATED
-            if observation is not None and seen:
-                reward = observation.reward
-                ended = TERMINATED * observation.terminated | TRUNCATED * observation.truncated
-                self.episode_return += reward
-                self.reward, self.rewarded = self.reward + reward, self.rewarded + 1
-            self.ring.append(
-                former.obs,
-                episode=former.episode,
-                action=former.action,
-                reward=reward,
-                flags=former.flags | ended,
-                exit=former.exit,
-                log_prob=former.log_prob,
-            )
-            if seen and ended and self.return_known:
-                self.episodes += 1
-                self.returns.append(self.episode_return)
-                self.played.append(self.player)
-        self._previous = None
-        self.return_known = self.return_known and seen
-        if observation is not None:
-            ends = observation.action is not None and (observation.terminated or observation.truncated)
-            newcomer = former is not None and observation.stream != former.stream and observation.action is None
-            if observation.seq == 1 or ends or newcomer:
-                self.return_known, self.episode_return = True, 0.0
-                self.player = self.generation if self.runtime is not None else None
-            self._previous = Former(
-                observation.obs.copy(), action, exit_, observation.episode, observation.stream, flags, log_prob
-            )
 
     def _heed(self, told: Told) -> None:
         match told:
@@ -502,7 +364,7 @@ class Actor:
             for k, cost_s in enumerate(made.costs_s):
                 self.costs_s[k] = self.costs_s[k] or cost_s  # what was met while acting is the better figure
             self.generation, self.network = made.swap.generation, made.swap
-            self.player = None
+            self.recorder.swapped()
             self.acting, self._held = made.policy.manifest, None
             try:
                 self._settle(self.acting, self.order)
@@ -537,8 +399,8 @@ class Actor:
             latency_p50_s=float(p50),
             latency_p99_s=float(p99),
             latency_max_s=float(worst),
-            episodes=self.episodes,
-            returns=list(self.returns),
+            episodes=self.recorder.episodes,
+            returns=list(self.recorder.returns),
             faults={**self.faults, **self.plant.faults},
             generation=self.generation,
             acting=self.runtime is not None,
@@ -550,9 +412,9 @@ class Actor:
             point=self.setting.point,
             has_frontier=self.acting.frontier is not None and self.config.policy.thresholds is None,
             network=self.network,
-            played=list(self.played),
-            reward=self.reward,
-            rewarded=self.rewarded,
+            played=list(self.recorder.played),
+            reward=self.recorder.reward,
+            rewarded=self.recorder.rewarded,
         )
 
 

@@ -31,7 +31,7 @@ from edgert.ports.mqtt import Mqtt
 from edgert.ports.notify import Notifier
 from edgert.ports.process import Layout, Stopping, lock_holder, read_bundle, read_note, run_role, usage
 from edgert.ports.spool import Spool
-from edgert.ports.store import write_atomic
+from edgert.ports.store import remove, write_atomic
 from edgert.status import document, refusal
 from edgert.values import Hello, Reading, Role, StatusReply, StatusRequest, Stop, TrainOrder, TrainReply
 
@@ -228,8 +228,8 @@ class Supervisor:
             if paused:
                 write_atomic(self.layout.paused, b"")
             else:
-                self.layout.paused.unlink(missing_ok=True)
-        except OSError as error:
+                remove(self.layout.paused)
+        except StoreError as error:
             self.pause_fault = f"{'paused' if paused else 'going on'}, but not after a restart: {error}"
             self._record("pause-not-noted", {"why": str(error)})
 

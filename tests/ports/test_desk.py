@@ -3,8 +3,7 @@ from __future__ import annotations
 import contextlib
 import math
 import select
-import shutil
-import tempfile
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,11 +16,8 @@ from edgert.values import Answer, Ask, Budget, Stop
 
 
 @pytest.fixture
-def path() -> Iterator[Path]:
-    # Not tmp_path: its name can be longer than a socket's address may be.
-    directory = Path(tempfile.mkdtemp(dir="/tmp"))
-    yield directory / "s"
-    shutil.rmtree(directory)
+def path(folder: Path) -> Path:
+    return folder / "s"
 
 
 @pytest.fixture
@@ -127,6 +123,20 @@ def test_only_so_many_are_let_in(desk: Desk, come: Callable[[], ipc.Channel]) ->
     come()
     desk.receive()
     assert len(desk.numbers()) == MAX_ASKERS
+
+
+def test_who_connects_without_end_does_not_keep_us_at_the_door(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = []
+
+    def accept(*_: object) -> ipc.Channel:
+        pairs.append(socket.socketpair())
+        return ipc.Channel(pairs[-1][0])
+
+    monkeypatch.setattr(port.ipc, "accept", accept)
+    desk._welcome()
+    assert len(pairs) == port.COME_BURST and len(desk.numbers()) == MAX_ASKERS
+    for pair in pairs:
+        pair[1].close()
 
 
 def test_it_can_be_waited_for_like_a_file(desk: Desk, come: Callable[[], ipc.Channel]) -> None:

@@ -3,11 +3,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,14 +20,6 @@ from edgert.ports.process import Layout, Parent, Stopping
 from edgert.values import Happened, Hello, Note, Record, Stop, Swap
 
 MINIMAL = '[device]\nid = "d"\n[policy]\nbundle = "/p.edgert"\n'
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    # Not tmp_path: its name can be longer than a socket's address may be.
-    made = Path(tempfile.mkdtemp(prefix="edgert-", dir="/tmp"))
-    yield made
-    shutil.rmtree(made)
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 import random
 import signal
 import subprocess
@@ -273,6 +275,20 @@ def test_the_reader_tells_the_writer_how_far_it_is(tmp_path: Path) -> None:
     assert reader.newest_seq() == 0  # it is no record
     writer.close()
     assert RingWriter(path, (1, 1, 1), 4, "s").done_seq() == 7
+
+
+def test_what_keeps_the_reader_from_telling_is_told_and_not_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    RingWriter(tmp_path / "r", (1, 1, 1), 4, "s").close()
+    reader = RingReader(tmp_path / "r")
+
+    def broken(*_: object) -> int:
+        raise OSError(errno.EIO, "I/O error")
+
+    monkeypatch.setattr(os, "pwrite", broken)
+    reader.done(7)
+    assert reader.problem is not None and "I/O error" in reader.problem
 
 
 def test_where_nobody_says_how_likely_an_action_was_there_is_no_number(tmp_path: Path) -> None:

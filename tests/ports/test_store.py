@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from edgert.errors import StoreError, UsageError
 from edgert.ports import store
-from edgert.ports.store import Generations, write_atomic
+from edgert.ports.store import Generations, remove, write_atomic
 
 COMMIT_FOR_EVER = """
 import sys
@@ -304,3 +304,23 @@ def test_the_former_generation_survives_a_full_and_a_read_only_disk(tmp_path: Pa
         assert Generations(disk / "versions").latest() == (2, b"c")
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_what_is_removed_is_gone_and_so_is_its_name_after_a_power_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, synced = tmp_path / "mark", []
+    monkeypatch.setattr(store.os, "fsync", lambda fd: synced.append(Path(f"/proc/self/fd/{fd}").readlink()))
+    path.touch()
+    for _ in range(2):
+        remove(path)
+        assert not path.exists()
+    assert synced == [tmp_path] * 2
+
+
+def test_what_cannot_be_removed_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="its directory does not exist"):
+        remove(tmp_path / "nowhere" / "mark")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(StoreError, match="cannot remove"):
+        remove(tmp_path / "folder")

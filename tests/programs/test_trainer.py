@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,37 +42,6 @@ SHAPE = POLICY.spec.input_shape
 PLENTY = Budget(max_exit=2, train_steps_hz=50.0, teacher_bytes_per_s=1e6)
 
 
-class Told:
-    """Takes the place of the line to the supervisor."""
-
-    lost_s = None
-
-    def __init__(self) -> None:
-        self.told: list[Any] = []
-        self.says: list[Any] = []
-
-    def send(self, told: Any, *, keep: bool = False) -> bool:
-        self.told.append(told)
-        return True
-
-    def receive(self) -> list[Any]:
-        said, self.says = self.says, []
-        return said
-
-    def close(self) -> None:
-        pass
-
-    def of(self, kind: type) -> list[Any]:
-        return [told for told in self.told if isinstance(told, kind)]
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    made = Path(tempfile.mkdtemp(prefix="edgert-", dir="/tmp"))
-    yield made
-    shutil.rmtree(made)
-
-
 @pytest.fixture
 def layout(folder: Path) -> Layout:
     made = Layout(settings(folder))
@@ -98,10 +65,10 @@ def settings(folder: Path, **changes: object) -> config.Config:
 
 
 @pytest.fixture
-def make(folder: Path, layout: Layout) -> Callable[..., Trainer]:
+def make(folder: Path, layout: Layout, line: Callable[[], Any]) -> Callable[..., Trainer]:
     def made(**changes: object) -> Trainer:
         trainer = Trainer(settings(folder, **changes), layout, POLICY, seed=1)
-        trainer.parent = Told()  # type: ignore[assignment]  # what it needs of one
+        trainer.parent = line()  # type: ignore[assignment]  # what it needs of one
         trainer._heed(PLENTY, 0.0)
         return trainer
 

@@ -17,18 +17,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
-import edgert
-from edgert import bundle, quant
 from edgert.errors import EdgertError
 from edgert.nets import Conv, Dense, NetSpec, Relu, initialise, macs, ops, without_exits
 from edgert.policy import artifact
 from edgert.policy.exits import effective_thresholds
 from edgert.ports.runtime.choice import candidates, cpu_name, open_one, versions
-from tools import export, tflite
+from tools import export
 from tools.nets import board, camera, camera2, student
 from tools.train import commit
 
@@ -70,32 +67,7 @@ def policy_of(spec: NetSpec, seed: int = 0) -> artifact.Policy:
     rng = np.random.default_rng(seed)
     params = initialise(spec, rng)
     obs = rng.integers(0, 2 if spec.input_scale == 1 else 256, (16, *spec.input_shape)).astype(np.uint8)
-    ranges, tensors = quant.fit(params, obs)
-    manifest = bundle.Manifest(
-        name="random",
-        task="latency",
-        created="",
-        edgert=edgert.__version__,
-        observation=bundle.Observation(spec.input_shape, spec.input_scale),
-        action=bundle.Action(spec.n_actions),
-        control_rate_hz=15.0,
-        gamma=0.99,
-        net=msgspec.to_builtins(spec),
-        thresholds=(0.5,) * (spec.n_exits - 1),
-        exits=tuple(map(bundle.Exit, macs(spec), ops(spec))),
-        safe_action=0,
-        ranges=ranges,
-        golden=bundle.Golden(1, 0.0),
-    )
-    data = artifact.pack(
-        manifest,
-        params,
-        export.build(spec, tensors),
-        obs[:4],
-        tflite=tflite.build(spec, tensors),
-        float_onnx=export.build_float(params),
-    )
-    return artifact.load(data)
+    return artifact.load(export.untrained(params, obs, task="latency", rate_hz=15.0, threshold=0.5))
 
 
 def subjects(spec: NetSpec, wanted: list[str]) -> tuple[dict[str, Callable[[], object]], dict[str, str]]:

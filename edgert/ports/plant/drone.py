@@ -285,7 +285,7 @@ class _Engine:
             game.add_game_args(f"-file {folder}/drone.wad -nomonsters +fov {FOV_DEG} +movebob 0 +stillbob 0")
             with _signals_kept():
                 game.init()
-        except Exception as error:
+        except Exception as error:  # ViZDoom's exceptions share no base class, and the disk may be full
             raise BoardError(f"the engine of {ENV_ID} did not start: {error}") from error
         finally:
             shutil.rmtree(folder, ignore_errors=True)

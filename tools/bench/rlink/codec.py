@@ -12,7 +12,6 @@ import importlib
 import importlib.util
 import json
 import platform
-import shutil
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -361,8 +360,7 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     tasks = ["ALE/Pong-v5", "ALE/Boxing-v5", "MinAtar/Breakout-v1"] if options.quick else options.tasks
     steps = min(options.steps, 800) if options.quick else options.steps
-    missing = [name for name in ("brotli",) if importlib.util.find_spec(name) is None]
-    missing += [] if shutil.which("x265") or shutil.which("ffmpeg") else ["x265"]
+    missing = [] if importlib.util.find_spec("brotli") else ["brotli"]
     print(f"not installed, so not raced: {', '.join(missing) or 'nothing'}; C codec: {kernel.NATIVE}")
     races: list[dict[str, Any]] = []
     q_bytes: dict[str, float] = {}

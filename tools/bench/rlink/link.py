@@ -63,7 +63,7 @@ class Shape(msgspec.Struct, frozen=True):
 
 
 class Counts(msgspec.Struct):
-    """What passed in one direction: TCP payload, segments with their copies, copies alone, connections."""
+    """What passed in one direction: TCP payload, segments with their copies, copies alone."""
 
     bytes: int = 0
     segments: int = 0

@@ -17,21 +17,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 
-import edgert
-from edgert import bundle, config, quant
+from edgert import config
 from edgert.bundle import schema_hash
-from edgert.nets import NetSpec, initialise, macs, ops
+from edgert.nets import NetSpec, initialise
 from edgert.policy import artifact, exits
 from edgert.ports.plant import worlds
 from edgert.ports.process import Layout
 from edgert.ports.ring import TERMINATED, TRUNCATED, RingWriter
 from edgert.programs.trainer import STEPS_AT_ONCE, Trainer
 from edgert.values import Budget
+from tools import export
 from tools.bench.rlink import simulate
-from tools.export import build
 from tools.nets import NETS
 
 RATE_HZ = 50.0
@@ -55,25 +53,9 @@ def untrained(spec: NetSpec, env_id: str, seed: int) -> bytes:
         seen.append(env.reset()[0] if terminated or truncated else obs)
     env.close()
     obs = np.stack(seen).astype(np.uint8)
-    ranges, tensors = quant.fit(params, obs)
-    manifest = bundle.Manifest(
-        name="untrained",
-        task="ppo",
-        created="",
-        edgert=edgert.__version__,
-        observation=bundle.Observation(spec.input_shape, spec.input_scale),
-        action=bundle.Action(spec.n_actions),
-        control_rate_hz=50.0,
-        gamma=0.99,
-        net=msgspec.to_builtins(spec),
-        kind="policy",
-        thresholds=(1.0,) * (spec.n_exits - 1),
-        exits=tuple(map(bundle.Exit, macs(spec), ops(spec))),
-        safe_action=0,
-        ranges=ranges,
-        golden=bundle.Golden(32, 0.0),
+    return export.untrained(
+        params, obs, task="ppo", rate_hz=RATE_HZ, threshold=1.0, kind="policy", golden=32, every_runtime=False
     )
-    return artifact.pack(manifest, params, build(spec, tensors), obs[:32])
 
 
 def ours(
@@ -104,7 +86,7 @@ def ours(
         layout.make()
         policy = artifact.load(data)
         trainer = Trainer(told, layout, policy, seed=seed)
-        link = simulate._Link(values, spec.n_actions, 0.05, 0.0, seed)
+        link = simulate.Link(values, 0.05, 0.0, seed)
         trainer.parent = link  # type: ignore[assignment]  # what the trainer needs of one
         trainer._heed(Budget(max_exit=spec.n_exits - 1, train_steps_hz=1e6, teacher_bytes_per_s=8000.0), 0.0)
         practice = trainer.practice

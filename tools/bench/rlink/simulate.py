@@ -164,18 +164,25 @@ def teacher(name: str, world: str, seed: int) -> Values | None:
     return made[name]
 
 
-class _Link:
-    """Stands in for the supervisor, the broker and the teacher's process."""
+class Link:
+    """Stands in for the supervisor, the broker and the teacher's process.
+
+    Attributes:
+        now_s: virtual time, the caller's to set.
+        bytes: of questions and answers so far.
+    """
 
     lost_s = None
 
-    def __init__(self, values: Values | None, n_actions: int, rtt_s: float, loss: float, seed: int) -> None:
+    def __init__(self, values: Values | None, rtt_s: float, loss: float, seed: int) -> None:
+        """Begin with nothing under way; without `values` nobody answers."""
         self.now_s, self.bytes = 0.0, 0
-        self._values, self._n_actions, self._rtt_s, self._loss = values, n_actions, rtt_s, loss
+        self._values, self._rtt_s, self._loss = values, rtt_s, loss
         self._rng = np.random.default_rng(seed)
         self._coming: list[tuple[float, int, bytes]] = []
 
     def send(self, told: Any, *, keep: bool = False) -> bool:
+        """Take a question to the teacher; whatever else is told is heard by nobody."""
         if isinstance(told, Ask) and self._values is not None:
             self.bytes += len(told.payload)
             if self._rng.random() >= self._loss:
@@ -192,6 +199,7 @@ class _Link:
         return True
 
     def receive(self) -> list[Any]:
+        """Give the answers that have arrived by now."""
         came = []
         while self._coming and self._coming[0][0] <= self.now_s:
             _, ask_id, payload = heapq.heappop(self._coming)
@@ -200,7 +208,7 @@ class _Link:
         return came
 
     def close(self) -> None:
-        pass
+        """Hold nothing, let nothing go."""
 
 
 def simulate(
@@ -258,7 +266,7 @@ def simulate(
         layout.make()
         policy = artifact.load(fresh)
         trainer = Trainer(told, layout, policy, seed=seed)
-        link = _Link(values, policy.spec.n_actions, rtt_s, loss, seed)
+        link = Link(values, rtt_s, loss, seed)
         trainer.parent = link  # type: ignore[assignment]  # what the trainer needs of one
         hz = rate_hz * max(1.0, steps_per_transition)
         budget = Budget(max_exit=policy.spec.n_exits - 1, train_steps_hz=hz, teacher_bytes_per_s=bytes_per_s)
@@ -273,7 +281,7 @@ def simulate(
 
 def _live(
     trainer: Trainer,
-    link: _Link,
+    link: Link,
     plays: World,
     ring: RingWriter,
     rng: np.random.Generator,
