@@ -179,6 +179,7 @@ class Teacher(msgspec.Struct, frozen=True, kw_only=True):
         timeout_s: Seconds after which a question without an answer is given up.
         cache_bytes: Most bytes of answers kept on disk, so that a restart asks for nothing again.
         weighing: How far a teacher is followed: as measured on what happens, by returns alone, or always in full.
+        vouched: Names of teachers that you vouch for, as `edgert teacher` prints them: believed from the start, on credit.
     """
 
     enabled: bool = True
@@ -188,6 +189,7 @@ class Teacher(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: Interval = 10.0
     cache_bytes: Annotated[int, Meta(ge=4096, le=1 << 40)] = 4 << 20
     weighing: Literal["measured", "return", "full"] = "measured"
+    vouched: tuple[Annotated[str, Meta(min_length=1, max_length=64)], ...] = ()
 
 
 class Govern(msgspec.Struct, frozen=True, kw_only=True):

@@ -31,7 +31,7 @@ from edgert import wire
 from edgert.client.links import MAX_PENDING, RECONNECT_S, Broker, Daemon, Link
 from edgert.errors import ConfigError, EdgertError, UsageError
 from edgert.knowledge.codec import digest
-from edgert.knowledge.student import AskPlan, Student
+from edgert.knowledge.student import Student
 from edgert.knowledge.trust import Lessons
 from edgert.knowledge.tutor import Asks, Tutor
 from edgert.nets import F32, U8
@@ -381,24 +381,14 @@ class Teacher:
     def _ask(self, tutor: Tutor, link: Link, now_s: float) -> None:
         """Ask as much at once as fits a message."""
         plan, most_bytes = tutor.plan(now_s, link.bytes_per_s), link.most_bytes()
-        while plan is not None and most_bytes > 0:
-            try:
-                payload = tutor.question(plan)
-            except UsageError:
-                payload = b""  # over the limit of the wire
-            if 0 < len(payload) <= most_bytes:
-                if link.send(self._ask_id + 1, payload):
-                    self._ask_id += 1
-                    tutor.student.sent(self._ask_id, plan, len(payload), now_s)
-                return
-            fewer = len(plan.rows) // 2
-            if not fewer:
-                shape = "x".join(map(str, plan.rows[0].shape))
-                self._fault("observation-too-large", f"an observation of {shape} does not fit {most_bytes} bytes")
-                tutor.student.forget(plan.digests)
-                self._ask_s = now_s + RECONNECT_S  # the next will hardly fit either, and it is costly to find out
-                return
-            plan = AskPlan(plan.seqs[:fewer], plan.rows[:fewer], plan.digests[:fewer])
+        if plan is None or most_bytes <= 0:
+            return
+        fitting = tutor.fitting(plan, most_bytes)
+        if fitting is None:
+            self._ask_s = now_s + RECONNECT_S  # the next will hardly fit either, and it is costly to find out
+        elif link.send(self._ask_id + 1, fitting[1]):
+            self._ask_id += 1
+            tutor.student.sent(self._ask_id, fitting[0], len(fitting[1]), now_s)
 
     def _learn(self, tutor: Tutor, now_s: float) -> None:
         """Show everybody what is new; what a teacher said who is heard no more is forgotten."""

@@ -12,7 +12,8 @@ through transitions; each block of them gives two correlations, and both must be
 Values that pass both satisfy the Bellman equation of this world well enough to be worth following. Each correlation is
 bounded, so that tests by betting decide, valid whenever one looks. From then on the weight is what the student has
 left to gain from this teacher, times the share of what its preferences promise that they keep, and the same tests go
-on watching for the teacher to turn bad. In a world of a dozen states a table of random numbers may pass by chance; then
+on watching for the teacher to turn bad. A teacher that a person vouches for is believed on credit, which runs out as
+the evidence should be coming in. In a world of a dozen states a table of random numbers may pass by chance; then
 what it claims and keeps is left to hold it back.
 """
 
@@ -45,6 +46,9 @@ once in a thousand blocks, on the average, if its correlations are just 0; far m
 PATIENCE_BLOCKS = 128
 """Blocks with evidence of a kind after which a teacher that has not shown this kind is not asked any more; after so
 many without evidence, as where rewards are rare, it is asked little."""
+CREDIT_BLOCKS = 48
+"""Blocks over which the credit of a teacher that somebody vouches for runs out: good ones need 12 to 25 to prove
+themselves, and a bad one does its harm in the first 1500 transitions or not at all."""
 SILENT_BLOCKS = 32
 """Blocks without any reward after which preferences alone are believed, by half."""
 WINDOW = 30
@@ -145,17 +149,20 @@ class Trust:
         state: to be carried over a restart.
     """
 
-    def __init__(self, kind: Literal["q", "policy"], gamma: float, state: TrustState | None = None) -> None:
+    def __init__(
+        self, kind: Literal["q", "policy"], gamma: float, state: TrustState | None = None, *, vouched: bool = False
+    ) -> None:
         """Start with nothing shown.
 
         Args:
             kind: what the teacher says of an action: its value, or a logit.
             gamma: discount of the student; a teacher of nearly the same passes as well.
             state: of a former run.
+            vouched: a person stands up for it.
         """
         self.state = TrustState() if state is None else state
         self._in_value_units = kind == "q"
-        self._gamma = gamma
+        self._gamma, self._vouched = gamma, vouched
         self._rest: Lessons | None = None
 
     @property
@@ -165,10 +172,15 @@ class Trust:
 
     @property
     def proof(self) -> float:
-        """0 to 1: how much it has shown of what it takes to be believed."""
+        """0 to 1: how much it has shown of what it takes to be believed, or is credited with."""
         told = self.state
         if told.shown:
             return 1.0
+        credit = max(0.0, 1 - told.blocks / CREDIT_BLOCKS) if self._vouched else 0.0
+        return max(credit, self._shown_so_far())
+
+    def _shown_so_far(self) -> float:
+        told = self.state
         preferences = min(1.0, max(0.0, told.preferences.log_wealth / SURE))
         if not told.rewards.n:
             return 0.5 * preferences if told.blocks >= SILENT_BLOCKS else 0.0

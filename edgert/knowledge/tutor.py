@@ -6,13 +6,14 @@ used; a teacher that was found out is not believed again before its probation, a
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Literal, NamedTuple, TypeAlias
 
 import msgspec
 import numpy as np
 
 from edgert import wire
-from edgert.errors import MessageError
+from edgert.errors import MessageError, UsageError
 from edgert.knowledge import codec
 from edgert.knowledge.student import AskPlan, Student
 from edgert.knowledge.trust import Lessons, Trust, TrustState
@@ -89,7 +90,14 @@ class Tutor:
     """
 
     def __init__(
-        self, student: Student, asks: Asks, *, gamma: float, temperature: float, weighing: Weighing = "measured"
+        self,
+        student: Student,
+        asks: Asks,
+        *,
+        gamma: float,
+        temperature: float,
+        weighing: Weighing = "measured",
+        vouched: Collection[str] = (),
     ) -> None:
         """Start with no teacher.
 
@@ -99,12 +107,14 @@ class Tutor:
             gamma: discount of the training.
             temperature: of the distillation, in units of Q.
             weighing: `measured` as `trust` says; `return` by the returns alone, as QDagger; `full` never less than all.
+            vouched: names of teachers that are believed on credit until they have proved themselves.
         """
         self.student, self.teacher = student, ""
         self.faults: dict[str, int] = {}
         self.news: list[str] = []
         self._asks, self._gamma, self._temperature, self._weighing = asks, gamma, temperature, weighing
         self._kind: Literal["q", "policy"] = "q"
+        self._vouched = frozenset(vouched)
         self.trust = Trust("q", gamma)
         self._out: dict[str, _Out] = {}
         self._codec = codec.CODEC_BEST
@@ -182,6 +192,38 @@ class Tutor:
                 actions=self._asks.actions,
             )
         )
+
+    def fitting(self, plan: AskPlan, most_bytes: int) -> tuple[AskPlan, bytes] | None:
+        """Put as much of a plan into words as one message carries.
+
+        Args:
+            plan: of `plan`.
+            most_bytes: of the payload.
+
+        Returns:
+            What of the plan is asked, and the payload; None, and a fault, where not even one observation fits: that
+            one is not waited for any more.
+
+        Raises:
+            Nothing.
+        Source:
+            ours: how far observations compress is known only afterwards, and what does not fit must not be planned
+            again and again.
+        """
+        while True:
+            try:
+                payload = self.question(plan)
+            except UsageError:  # over the limit of the wire
+                payload = b""
+            if 0 < len(payload) <= most_bytes:
+                return plan, payload
+            fewer = len(plan.rows) // 2
+            if not fewer:
+                shape = "x".join(map(str, plan.rows[0].shape))
+                self._fault("observation-too-large", f"an observation of {shape} does not fit {most_bytes} bytes")
+                self.student.forget(plan.digests)
+                return None
+            plan = AskPlan(plan.seqs[:fewer], plan.rows[:fewer], plan.digests[:fewer])
 
     def answer(self, ask_id: int, payload: bytes, now_s: float) -> list[tuple[int, F32]]:
         """Take an answer in.
@@ -309,8 +351,8 @@ class Tutor:
         except msgspec.DecodeError:
             return False
         self.teacher, self._kind, self._heard_s = state.teacher, state.kind, now_s
-        self.trust = Trust(state.kind, self._gamma, state.trust)
         self._out = state.out
+        self.trust = self._meet(state.trust)
         for out in self._out.values():
             out.until_s = now_s + min(LONGEST_PROBATION_S, PROBATION_S * 2 ** (out.times - 1))
         return True
@@ -339,8 +381,13 @@ class Tutor:
         if self.teacher:
             self.student.forget_answers()
         self.teacher, self._kind, self._heard_s = teacher, kind, now_s
-        self.trust = Trust(kind, self._gamma)
+        self.trust = self._meet()
         self._not_finite_before = self.student.faults.get("answer-not-finite", 0)
+
+    def _meet(self, state: TrustState | None = None) -> Trust:
+        """Who was found out once is nobody to give credit to again."""
+        vouched = self.teacher.partition("/")[2] in self._vouched and self.teacher not in self._out
+        return Trust(self._kind, self._gamma, state, vouched=vouched)
 
     def _heed_refusal(self, ask_id: int, told: wire.KnowAnswer, now_s: float) -> None:
         name = told.error if told.error in REFUSALS else "other"

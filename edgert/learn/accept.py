@@ -21,9 +21,13 @@ class Limits(msgspec.Struct, frozen=True):
     Attributes:
         min_held_out: held-out observations it takes to judge at all.
         min_taught: taught ones among them, to judge by the teacher rather than by temporal difference.
+        clear_errors: a candidate that the teacher prefers on so many standard errors more of the observations than it
+            does not, as a coin would fall, needs neither.
         rounding_regret_frac: what rounding to int8 may give away, by the float network's own judgement, as a share of
             the mean spread of its Q-values. Agreement of actions would refuse harmless choices between near equals.
         td_slack_frac: how much the mean absolute TD error may grow when no teacher can judge.
+        regret_slack_frac: how much the regret by a teacher's judgement may grow, as a share of the mean spread of its
+            Q-values: a choice between near equals is no reason to keep what was learned from acting.
         rounding_divergence: what rounding to int8 may move a policy's probabilities, as the mean divergence, in nats.
         beat_frac: by what share the acting network's regret must be beaten. Above 0 after a roll-back, since what
             passed for as good was not; without a teacher `td_slack_frac` is then taken away.
@@ -31,6 +35,8 @@ class Limits(msgspec.Struct, frozen=True):
 
     min_held_out: int = 50
     min_taught: int = 30
+    clear_errors: float = 2.0
+    regret_slack_frac: float = 0.01
     rounding_regret_frac: float = 0.05
     td_slack_frac: float = 0.1
     rounding_divergence: float = 0.02
@@ -136,7 +142,16 @@ def judge(evidence: Evidence, limits: Limits) -> Verdict:
         ours: a paired comparison, because the difference of two policies on the same states varies far less than each.
     """
     n, taught = len(evidence.candidate), int(evidence.taught.sum())
-    checks = {"held-out": n >= limits.min_held_out, "finite": bool(np.isfinite(evidence.candidate_head).all())}
+    teacher_q = evidence.teacher_q[evidence.taught]
+    installed, before, after = (
+        regret(teacher_q, actions[evidence.taught])
+        for actions in (evidence.installed, evidence.acting, evidence.candidate)
+    )
+    clear = _is_clear(before - after, limits.clear_errors)
+    checks = {
+        "held-out": n >= limits.min_held_out or clear,
+        "finite": bool(np.isfinite(evidence.candidate_head).all()),
+    }
     detail = {"held_out": float(n), "taught": float(taught)}
     if not n:
         return Verdict(checks, detail)
@@ -147,15 +162,16 @@ def judge(evidence: Evidence, limits: Limits) -> Verdict:
     detail |= {"rounding_regret": lost, "rounding_allowed": allowed}
     detail["int8_agreement"] = float((evidence.candidate == evidence.candidate_float).mean())
     detail["changed"] = float((evidence.candidate != evidence.acting).mean())
-    if taught >= limits.min_taught:
-        teacher_q = evidence.teacher_q[evidence.taught]
-        installed, before, after = (
-            float(regret(teacher_q, actions[evidence.taught]).mean())
-            for actions in (evidence.installed, evidence.acting, evidence.candidate)
+    if taught >= limits.min_taught or clear:
+        lost_installed, lost_before, lost_after = (float(each.mean()) for each in (installed, before, after))
+        slack = limits.regret_slack_frac * float((teacher_q.max(1) - teacher_q.min(1)).mean())
+        checks["regret"] = (
+            lost_before - lost_after > limits.beat_frac * lost_before
+            if limits.beat_frac
+            else lost_after <= lost_before + slack
         )
-        checks["regret"] = after <= before * (1 - limits.beat_frac) and (after < before or not limits.beat_frac)
-        checks["regret-installed"] = after <= installed  # or small steps back could add up
-        detail |= {"regret_installed": installed, "regret_before": before, "regret_after": after}
+        checks["regret-installed"] = lost_after <= lost_installed  # or small steps back could add up
+        detail |= {"regret_installed": lost_installed, "regret_before": lost_before, "regret_after": lost_after}
     else:
         before_td, after_td = float(evidence.acting_td.mean()), float(evidence.candidate_td.mean())
         slack_frac = 0.0 if limits.beat_frac else limits.td_slack_frac
@@ -163,6 +179,12 @@ def judge(evidence: Evidence, limits: Limits) -> Verdict:
         detail |= {"td_before": before_td, "td_after": after_td}
     _look_at(evidence.gain, checks, detail)
     return Verdict(checks, detail)
+
+
+def _is_clear(gain: F32, errors: float) -> bool:
+    """By signs, because few differences are large and rule every mean."""
+    better, worse = np.count_nonzero(gain > 0), np.count_nonzero(gain < 0)
+    return bool(better > worse and better - worse >= errors * (better + worse) ** 0.5)
 
 
 def _look_at(gain: Gain | None, checks: dict[str, bool], detail: dict[str, float]) -> None:

@@ -131,6 +131,11 @@ def open_subject(source: Source) -> Subject:
     return subject
 
 
+def teacher_name(data: bytes) -> str:
+    """What the answers of a bundle call their teacher."""
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
 def _bundle_subject(data: bytes, source: Source) -> Subject:
     if source.said:
         raise ConfigError(f"a bundle says itself how it is used: remove {', '.join(source.said)}")
@@ -144,8 +149,8 @@ def _bundle_subject(data: bytes, source: Source) -> Subject:
         return np.concatenate([forward(params, part, exits=(last,))[last][:, :columns] for part in parts])
 
     model(policy.golden_obs)
-    task, teacher = source.task or policy.manifest.task, hashlib.sha256(data).hexdigest()[:16]
-    return Subject(task, teacher, spec.input_shape, spec.n_actions, model, kind, action_set(names))
+    task = source.task or policy.manifest.task
+    return Subject(task, teacher_name(data), spec.input_shape, spec.n_actions, model, kind, action_set(names))
 
 
 def _open_onnx(path: Path, data: bytes) -> Graph:

@@ -95,6 +95,7 @@ class Practice:
     def go_back(self, learner: Learner) -> None:
         """Begin again where the acting network is: what comes of its behaviour is all there is to learn from."""
         learner.params.flat[:] = self.acting
+        learner.m[:] = 0.0  # it still points where the harm was; what is kept is the scale
         self.forget()
 
     def judged(self, learner: Learner, verdict: Verdict) -> None:

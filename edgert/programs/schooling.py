@@ -25,7 +25,7 @@ from edgert.ports.process import Layout
 from edgert.ports.ring import TERMINATED, TRUNCATED, Records
 
 ASK_BYTES = 200_000
-"""Most raw observation bytes in one question: below what the link queues, however badly they compress."""
+"""Most bytes of one question: below what the link queues. So many raw ones always fit."""
 MAX_PENDING = 4
 ROWS_AT_ONCE = 128
 """Observations in one forward pass: bounds the memory of looking at what is new."""
@@ -84,6 +84,7 @@ class Schooling:
             gamma=hyper.gamma,
             temperature=hyper.temperature,
             weighing=config.teacher.weighing,
+            vouched=config.teacher.vouched,
         )
         self.worth = Worth()
         self._measured = config.teacher.weighing == "measured"
@@ -91,7 +92,7 @@ class Schooling:
         self._hyper = hyper
         self._seen = np.zeros((self._capacity, FEATURES), np.float32)
         self._episodes = Episodes(hyper.gamma)
-        self._kept_s = 0.0
+        self._kept_s, self._unkept = 0.0, False
         self._cache: KnowledgeCache | None = None
         if not self.enabled:
             return
@@ -186,7 +187,10 @@ class Schooling:
             for name, row in known.items():
                 self._teach(self.tutor.student.remember(name, row), replay)
             return  # the next plan has others in their places
-        payload = self.tutor.question(plan)
+        fitting = self.tutor.fitting(plan, ASK_BYTES)
+        if fitting is None:
+            return
+        plan, payload = fitting
         ask_id = send(payload)
         if ask_id is not None:
             self.tutor.student.sent(ask_id, plan, len(payload), now_s)
@@ -220,14 +224,18 @@ class Schooling:
         for line in self.tutor.news:
             log.warning("%s", line)
         self.tutor.news.clear()
-        if now_s - self._kept_s >= KEEP_S or len(self.tutor.student.fresh) >= KEEP_ROWS:
+        crowded = len(self.tutor.student.fresh) >= KEEP_ROWS and not self._unkept
+        if now_s - self._kept_s >= KEEP_S or crowded:
             self._kept_s = now_s
             self.keep()
 
     def keep(self) -> None:
         """Write down what was learned since the last time; a full disk costs asking again, not the training."""
         fresh = self.tutor.student.fresh
-        if fresh and self._change(lambda cache: cache.put(self.tutor.teacher, fresh.items())):
+        if not fresh:
+            return
+        self._unkept = not self._change(lambda cache: cache.put(self.tutor.teacher, fresh.items()))
+        if not self._unkept:
             fresh.clear()
 
     def restore(self, data: bytes, now_s: float) -> None:

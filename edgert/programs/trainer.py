@@ -28,11 +28,10 @@ from edgert import quant
 from edgert.bundle import schema_hash
 from edgert.config import Config
 from edgert.errors import ArtifactError, StoreError, UsageError
-from edgert.learn.accept import Evidence, Limits, Verdict, judge
+from edgert.learn.accept import Limits, Verdict, judge
 from edgert.learn.checkpoint import Checkpoint, pack
 from edgert.learn.dqn import Batch, Hyper, Learner
 from edgert.learn.replay import Replay
-from edgert.nets import forward
 from edgert.policy import artifact, exits
 from edgert.ports.process import (
     INSTALLED,
@@ -49,6 +48,7 @@ from edgert.ports.process import (
 from edgert.ports.ring import TERMINATED, TRUNCATED, RingReader
 from edgert.ports.store import Generations, write_atomic
 from edgert.programs import judging
+from edgert.programs.judging import Side
 from edgert.programs.practising import Practice
 from edgert.programs.schooling import Schooling
 from edgert.values import (
@@ -69,6 +69,8 @@ PAUSE_S = 0.02
 READ_AT_ONCE = 2000
 PROBE = 512
 MIN_PROBE = 32
+"""Held-out observations of which half can be spared for fitting; with fewer, what was trained on has to do for that."""
+LEAST_PROBE = 8
 KEEP_NETWORKS = 3
 RING_INODE = "ring_inode"
 """Which ring file the transitions of a checkpoint are in."""
@@ -422,12 +424,15 @@ class Trainer:
             # The same network on nearly the same probe would pass by chance sooner or later.
             return Offered("nothing-to-do", "no candidate: nothing was learned since the last one")
         probe = self.replay.probe(PROBE).batch
-        if len(probe.obs) < MIN_PROBE:
-            said = f"no candidate: {len(probe.obs)} observations to judge it on, it takes {MIN_PROBE}"
+        least = MIN_PROBE if self.practice is not None else LEAST_PROBE
+        if len(probe.obs) < least:
+            said = f"no candidate: {len(probe.obs)} observations to judge it on, it takes {least}"
             return Offered("too-early", said)
         self.counters["candidates"] += 1
         # Rounding and thresholds are fitted on one half of what was held out and judged on the other.
         fit, check = (Batch._make(column[start::2] for column in probe) for start in (0, 1))
+        if len(probe.obs) < MIN_PROBE:
+            fit, check = self.replay.newest(PROBE).batch, probe
         params = self.learner.params
         try:
             quantized = quant.fit(params, fit.obs)
@@ -476,30 +481,15 @@ class Trainer:
     def _judge(self, candidate: quant.IntNet, thresholds: Sequence[float], probe: Batch) -> Verdict:
         """Candidate, acting and installed network, each through its own exits, on held-out observations."""
         if self.practice is not None:
-            sides = [(self.acting, self.thresholds), (candidate, thresholds)]
-            return self.practice.judge(self.learner, sides, probe.obs, Limits(min_held_out=MIN_PROBE // 2))
-        last, n_actions = self.spec.n_exits - 1, self.spec.n_actions
-        acting, offered = self.acting.heads(probe.obs), candidate.heads(probe.obs)
-        in_float = forward(self.learner.params, probe.obs)
-        # The acting network says what follows is worth: by its own yardstick a collapsed candidate would be perfect.
-        following = self.acting.heads(probe.next_obs)[last][:, :n_actions].max(1)
-        y = probe.reward + np.float32(self.hyper.gamma) * np.where(probe.terminated, np.float32(0), following)
-        rows = np.arange(len(y))
+            played = [(self.acting, self.thresholds), (candidate, thresholds)]
+            return self.practice.judge(self.learner, played, probe.obs, Limits(min_held_out=MIN_PROBE // 2))
+        installed = Side(self.installed, self.config.policy.thresholds or self.policy.manifest.thresholds)
+        sides = Side(self.acting, self.thresholds), Side(candidate, thresholds)
+        evidence = judging.evidence(installed, *sides, self.learner.params, probe, self.hyper.gamma)
         return judge(
-            Evidence(
-                installed=exits.decide(
-                    self.installed.heads(probe.obs), self.config.policy.thresholds or self.policy.manifest.thresholds
-                ),
-                acting=exits.decide(acting, self.thresholds),
-                candidate=exits.decide(offered, thresholds),
-                candidate_float=exits.decide(in_float, thresholds),
-                candidate_head=offered[last],
-                float_q=in_float[last][:, :n_actions],
-                teacher_q=probe.teacher_q,
+            evidence._replace(
                 taught=probe.taught & self.schooling.judges,
-                acting_td=np.abs(acting[last][rows, probe.action] - y),
-                candidate_td=np.abs(offered[last][rows, probe.action] - y),
-                gain=judging.gain(self.replay, self.acting, self.thresholds, candidate, thresholds, self.hyper.gamma),
+                gain=judging.gain(self.replay, *sides, self.hyper.gamma),
             ),
             Limits(beat_frac=BEAT_FRAC if self.must_beat else 0.0),
         )

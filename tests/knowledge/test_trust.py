@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from edgert.errors import UsageError
 from edgert.knowledge import trust as module
-from edgert.knowledge.trust import BLOCK, PATIENCE_BLOCKS, WINDOW, Lessons, Trust, TrustState
+from edgert.knowledge.trust import BLOCK, CREDIT_BLOCKS, PATIENCE_BLOCKS, WINDOW, Lessons, Trust, TrustState
 
 GAMMA = 0.9
 SIDE = 12
@@ -72,6 +72,25 @@ def test_a_good_teacher_is_soon_believed_and_an_unknown_one_is_not() -> None:
     assert trust.weight == 1.0 and not trust.off
     trust.judge(world.lessons(400 * BLOCK, world.true, wisdom=0.95))
     assert trust.weight == 1.0, "nor is it lost when the student does nearly always what it says"
+
+
+def test_one_that_is_vouched_for_is_believed_at_once_and_by_its_own_merit_in_the_end() -> None:
+    world, trust = Corridor(0), Trust("q", GAMMA, vouched=True)
+    assert trust.weight == 1.0 and not trust.state.shown
+    for _ in range(20):
+        trust.judge(world.lessons(BLOCK, world.true))
+        assert trust.weight > 0.4
+    assert trust.state.shown and trust.weight == 1.0
+
+
+@pytest.mark.parametrize("bad", [lambda q: -q, turned, lambda q: np.random.default_rng(7).normal(0, 1, q.shape)])
+def test_credit_runs_out(bad: object) -> None:
+    world, trust = Corridor(3), Trust("q", GAMMA, vouched=True)
+    for block in range(1, CREDIT_BLOCKS + 1):
+        trust.judge(world.lessons(BLOCK, bad(world.true)))  # type: ignore[operator]  # a lambda
+        assert trust.weight <= trust.proof <= 1 - block / CREDIT_BLOCKS + 0.2
+    assert trust.weight == 0.0
+    assert Trust("q", GAMMA, trust.state, vouched=True).weight == 0.0, "nor is it given anew after a restart"
 
 
 def test_a_table_that_knows_nothing_is_hardly_ever_believed() -> None:

@@ -26,9 +26,10 @@ def obs(kind: int) -> np.ndarray:
     return row
 
 
-def make(weighing: str = "measured", batch: int = 4) -> Tutor:
+def make(weighing: str = "measured", batch: int = 4, vouched: tuple[str, ...] = ()) -> Tutor:
     student = Student(capacity=1000, batch=batch, timeout_s=10.0, max_pending=4, wait_s=0.0)
-    return Tutor(student, Asks("game", SHAPE, 3, "abcd"), gamma=0.9, temperature=TAU, weighing=weighing)  # type: ignore[arg-type]  # a literal
+    asks = Asks("game", SHAPE, 3, "abcd")
+    return Tutor(student, asks, gamma=0.9, temperature=TAU, weighing=weighing, vouched=vouched)  # type: ignore[arg-type]  # a literal
 
 
 class Talk:
@@ -351,3 +352,47 @@ def test_whatever_the_link_does_the_same_is_joined(order: list[int], copies: lis
     for seq, row in joined:
         assert row.tolist() == pytest.approx([seq - 1, 1 - seq, (seq - 1) / 3, seq - 1])
     assert {digest(obs(kind).tobytes()) for kind in heard} == set(talk.tutor.student.fresh)
+
+
+def test_only_the_one_that_is_vouched_for_gets_credit_and_only_until_it_was_found_out() -> None:
+    for name, weight in (("mine", 1.0), ("other", 0.0)):
+        talk = Talk(make(vouched=("mine",)))
+        talk.see(range(8))
+        ask = talk.ask()
+        assert ask is not None
+        assert talk.tutor.weight == 0.0, "nobody answered yet"
+        talk.hear(ask, told(4), teacher=name)
+        assert talk.tutor.weight == weight
+        again = make(vouched=("mine",))
+        assert again.restore(talk.tutor.pack(), talk.now_s) and again.weight == weight
+    talk = Talk(make(vouched=("mine",)))
+    talk.see(range(400))
+    for i in range(80):  # the same for every action: nothing to learn from
+        ask = talk.ask()
+        assert ask is not None
+        talk.hear(ask, np.ones((len(talk.rows), 3), np.float32) * i, teacher="mine")
+        if talk.tutor.review(talk.now_s):
+            break
+    assert "teacher-off-constant" in talk.tutor.faults
+    talk.now_s += module.LONGEST_PROBATION_S
+    ask = talk.ask()
+    assert ask is not None
+    talk.hear(ask, told(len(talk.rows)), teacher="mine")
+    assert talk.tutor.teacher == "q/mine" and talk.tutor.weight == 0.0
+
+
+def test_as_much_is_asked_at_once_as_fits() -> None:
+    talk = Talk(make(batch=8))
+    talk.see(range(8))
+    talk.now_s += 1
+    plan = talk.tutor.plan(talk.now_s, RICH)
+    assert plan is not None
+    whole = len(talk.tutor.question(plan))
+    assert talk.tutor.fitting(plan, whole) == (plan, talk.tutor.question(plan))
+    fitting = talk.tutor.fitting(plan, whole - 1)
+    assert fitting is not None and len(fitting[1]) < whole
+    assert [len(column) for column in fitting[0]] == [4, 4, 4] and fitting[0].digests == plan.digests[:4]
+    assert talk.tutor.fitting(plan, 1) is None
+    assert talk.tutor.faults == {"observation-too-large": 1} and len(talk.tutor.news) == 1
+    again = talk.tutor.plan(talk.now_s + 1, RICH)
+    assert again is not None and plan.digests[0] not in again.digests

@@ -51,6 +51,39 @@ def test_each_check_fails_by_name(changes: dict[str, object], failed: set[str]) 
     assert not verdict.accepted and {name for name, passed in verdict.checks.items() if not passed} == failed
 
 
+def told(better: int, worse: int, equal: int) -> Evidence:
+    """A candidate whose actions the teacher prefers so many times, and does not so many times."""
+    e = evidence(n=better + worse + equal, taught=better + worse + equal)
+    best, worst = e.teacher_q.argmax(1), e.teacher_q.argmin(1)
+    kind = np.repeat([0, 1, 2], [better, worse, equal])
+    acting = np.where(kind == 1, best, worst)
+    candidate = np.where(kind == 0, best, worst)
+    return e._replace(acting=acting, installed=acting, candidate=candidate, candidate_float=candidate)
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "equal", "accepted"),
+    [(4, 0, 8, True), (3, 0, 20, False), (10, 1, 0, True), (7, 3, 10, False), (0, 0, 49, False), (0, 8, 4, False)],
+)
+def test_a_clear_gain_needs_few_observations(better: int, worse: int, equal: int, accepted: bool) -> None:
+    assert judge(told(better, worse, equal), Limits()).checks["held-out"] is accepted
+
+
+def test_near_equals_by_the_teachers_judgement_are_equals_but_no_step_back_is_free() -> None:
+    e = evidence(n=100, taught=100)
+    spread = float((e.teacher_q.max(1) - e.teacher_q.min(1)).mean())
+    near = e.teacher_q.copy()
+    near[0, 0], near[0, 1] = 0.0, 0.5 * spread
+    e = e._replace(teacher_q=near, acting=np.where(np.arange(100) == 0, 1, e.acting))
+    other = np.where(np.arange(100) == 0, 0, e.acting)
+    verdict = judge(e._replace(installed=other, candidate=other, candidate_float=other), Limits())
+    assert verdict.accepted and verdict.detail["regret_after"] > verdict.detail["regret_before"]
+    strict = judge(e._replace(installed=other, candidate=other, candidate_float=other), Limits(regret_slack_frac=0))
+    assert not strict.checks["regret"]
+    behind = judge(e._replace(installed=e.acting, candidate=other, candidate_float=other), Limits())
+    assert not behind.checks["regret-installed"]
+
+
 def test_rounding_that_flips_good_actions_is_refused_and_ties_are_forgiven() -> None:
     e = evidence()
     best, worst = e.float_q.argmax(1), e.float_q.argmin(1)

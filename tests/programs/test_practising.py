@@ -164,6 +164,7 @@ def test_a_network_that_was_taken_back_is_trained_no_further(make: Callable[...,
     trainer._heed(Outcome(None, 1, "rolled-back", "its returns are lower", 2.0, 1.0, 8), 0.0)
     assert (trainer.learner.params.flat == trainer.policy.params.flat).all()
     assert trainer.judged_by == 0 and trainer.counters["rolled_back"] == 1
+    assert not trainer.learner.m.any() and trainer.learner.v.any()
     trainer._heed(Outcome(Swap(9, "/nowhere", ""), 1, "rolled-back"), 0.0)
     assert trainer.faults["acting-broken"] == 1
 

@@ -230,6 +230,36 @@ def test_a_full_disk_costs_asking_again_and_is_said(
     assert device.schooling.tutor.student.fresh, "kept in memory for a better time"
 
 
+def test_a_full_disk_is_tried_from_time_to_time_and_not_at_every_answer(
+    made: Callable[..., Device], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device, tries = made(), 0
+
+    def full(*_: object) -> None:
+        nonlocal tries
+        tries += 1
+        raise StoreError("the disk is full")
+
+    monkeypatch.setattr(module.KnowledgeCache, "put", full)
+    monkeypatch.setattr(module, "KEEP_ROWS", 10)
+    school(device, right, 300)
+    tries, first_s = 0, device.now_s
+    for _ in range(100):
+        device.now_s += 0.5
+        device.schooling.turn(device.now_s, device.replay)
+    assert 0 < tries <= (device.now_s - first_s) / module.KEEP_S + 1
+
+
+def test_a_question_that_no_message_carries_is_not_asked_again(
+    made: Callable[..., Device], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = made()
+    monkeypatch.setattr(module, "ASK_BYTES", 10)
+    school(device, right, 100)
+    assert not device.ask_id and device.schooling.all_faults()["observation-too-large"] > 1
+    assert device.schooling.tutor.student.counters.forgotten > 1
+
+
 def test_a_cache_that_cannot_be_opened_is_done_without(made: Callable[..., Device]) -> None:
     first, second = made(), made()  # two processes, one file
     assert second.schooling.faults == {"knowledge-not-kept": 1}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,30 +24,8 @@ BUNDLE = Path(__file__).parents[2] / "models" / "breakout.edgert"
 POLICY = artifact.load(BUNDLE.read_bytes())
 
 
-class Silent:
-    """In the place of the line to the supervisor; the first look at it may be the last."""
-
-    lost_s = None
-
-    def send(self, told: Any, *, keep: bool = False) -> bool:
-        return True
-
-    def receive(self) -> list[Any]:
-        return []
-
-    def close(self) -> None:
-        pass
-
-
 @pytest.fixture
-def folder() -> Iterator[Path]:
-    made = Path(tempfile.mkdtemp(prefix="edgert-", dir="/tmp"))  # a Unix socket's path may have 107 bytes only
-    yield made
-    shutil.rmtree(made)
-
-
-@pytest.fixture
-def trainer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Trainer:
+def trainer(folder: Path, line: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> Trainer:
     """It has lived through 400 transitions and has taken 10 steps; every candidate passes."""
     settings = {
         "device.id": "d",
@@ -64,7 +40,7 @@ def trainer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Trainer:
     layout = Layout(told)
     layout.make()
     made = Trainer(told, layout, POLICY, seed=1)
-    made.parent = Silent()  # type: ignore[assignment]  # what it needs of one
+    made.parent = line()  # type: ignore[assignment]  # what it needs of one
     made.budget = Budget(max_exit=2, train_steps_hz=50.0, teacher_bytes_per_s=1e6)
     ring = RingWriter(layout.ring, POLICY.spec.input_shape, 2000, schema_hash(POLICY.manifest))
     rng = np.random.default_rng(0)
@@ -126,8 +102,26 @@ def test_a_candidate_that_could_not_be_stored_is_no_success_and_is_made_again(
     assert ordered(trainer) == ("done", "candidate 2 accepted; checkpoint 1"), "although no step was taken since"
 
 
+@pytest.mark.parametrize("least", [program.MIN_PROBE, 1000])
+def test_few_that_are_held_out_all_judge_and_what_was_trained_on_does_for_fitting(
+    trainer: Trainer, monkeypatch: pytest.MonkeyPatch, least: int
+) -> None:
+    fitted, judged = [], []
+    fit = program.quant.fit
+    monkeypatch.setattr(program, "MIN_PROBE", least)
+    monkeypatch.setattr(program.quant, "fit", lambda params, obs: fitted.append(len(obs)) or fit(params, obs))
+    monkeypatch.setattr(
+        program, "judge", lambda told, _: judged.append(len(told.candidate)) or Verdict({"regret": True}, {})
+    )
+    held_out = len(trainer.replay.probe(program.PROBE).seq)
+    assert 32 <= held_out < 400 and ordered(trainer)[0] == "done"
+    few = least > held_out
+    assert judged == [held_out if few else held_out // 2]
+    assert fitted == [len(trainer.replay.newest(program.PROBE).seq) if few else held_out - held_out // 2]
+
+
 def test_too_little_to_judge_by_is_said(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(program, "MIN_PROBE", 400)
+    monkeypatch.setattr(program, "LEAST_PROBE", 400)
     code, told = ordered(trainer)
     assert code == "too-early" and told.startswith("no candidate: ") and told.endswith("checkpoint 1")
 

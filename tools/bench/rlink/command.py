@@ -26,6 +26,7 @@ import msgspec
 import numpy as np
 
 from edgert.errors import EdgertError, LinkError, UsageError
+from edgert.ports.models import teacher_name
 from tools.bench.rlink import plan
 from tools.bench.rlink.plan import ARMS, PARTS, TASKS, Planned
 from tools.train import commit
@@ -103,6 +104,9 @@ def live(runs: Path, run: Planned) -> None:
         lived = baselines.run(task.game, task.env, **told)
     else:
         told["settings"] = {key: value for key, value in run.settings.items() if not key.startswith("bench.")}
+        if run.settings.get("bench.vouched"):
+            # By the owner, who knows the teacher that was installed; a bad one that took its place is a stranger.
+            told["settings"]["teacher.vouched"] = [teacher_name(plan.made(runs, run.task, "good").path.read_bytes())]
         lived = over_the_path(task.game, **told)
     judged = judge.judge(lived, task)
     (out / "plan.json").write_bytes(msgspec.json.format(msgspec.json.encode(run), indent=1))
@@ -345,7 +349,7 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
     if args.quick:
         return quick(args, argv)
     if args.tune:
-        wanted = grids(args.tasks, args.arms)
+        wanted = shortened(grids(args.tasks, args.arms), args.steps)
         failed = live_all(args, wanted)
         print(tuned(args, wanted))
         return 1 if failed else 0

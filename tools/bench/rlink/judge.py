@@ -45,10 +45,10 @@ def returns(network: Path, env: str, episodes: int) -> list[float]:
 
 
 def picked(copies: list[Copy], at_most: int) -> list[Copy]:
-    """As many as may be judged, evenly over the run, the first and the last among them."""
+    """As many as may be judged, closer together where the run is young, the first and the last among them."""
     if len(copies) <= at_most:
         return copies
-    places = np.unique(np.linspace(0, len(copies) - 1, at_most).round().astype(int))
+    places = np.unique(((len(copies) - 1) * np.linspace(0, 1, at_most) ** 2).round().astype(int))
     return [copies[i] for i in places]
 
 

@@ -101,10 +101,12 @@ TASKS: dict[str, Task] = {
         game="cartpole",
         env="CartPole-v1",
         net="values",
-        steps=20_000,
-        every=500,
+        steps=12_000,
+        every=200,
         episodes=10,
+        judged=60,
         settings={**VALUES, "policy.explore_transitions": 4000},
+        tuned={"alone": {"learn.learning_rate": 2.5e-4}, "alone-replay": {"learn.learning_rate": 2.5e-4}},
         teacher=(*SMALL_TEACHER, "--frames", "200000", "--explore-frames", "20000", "--learning-rate", "5e-4"),
         ceiling=500.0,
         step_cpu_s=0.0015,
@@ -114,7 +116,8 @@ TASKS: dict[str, Task] = {
         env="Acrobot-v1",
         net="values",
         steps=30_000,
-        every=500,
+        every=250,
+        judged=60,
         settings={**VALUES, "policy.explore_transitions": 6000},
         teacher=(*SMALL_TEACHER, "--frames", "150000", "--explore-frames", "30000", "--learning-rate", "5e-4"),
         step_cpu_s=0.0017,
@@ -167,6 +170,7 @@ TASKS: dict[str, Task] = {
 # The gate is a part of what is compared: a baseline acts with what it has just learned, as its authors' did.
 ALONE: Settings = {"teacher.enabled": False, "learn.gated": False, "learn.td_weight": 1.0}
 DISTILLED: Settings = {"teacher.enabled": True, "learn.gated": False, "teacher.weighing": "full"}
+OURS: Settings = {"teacher.enabled": True, "bench.vouched": True}
 ARMS: dict[str, Settings] = {
     "alone": ALONE,
     "alone-replay": {**ALONE, "learn.steps_per_transition": 2.0},
@@ -175,13 +179,14 @@ ARMS: dict[str, Settings] = {
     "qdagger": {**DISTILLED, "learn.td_weight": 1.0, "teacher.weighing": "return"},
     "advising": {**ALONE, "bench.advice_frac": 0.25, "bench.ask_batch": 1},
     "sync": {**ALONE, "learn.td_weight": 0.1, "learn.distill_weight": 1.0, "bench.ask_batch": 1},
-    "ours": {"teacher.enabled": True},
-    "ours-ungated": {"teacher.enabled": True, "learn.gated": False},
+    "ours": OURS,
+    "ours-stranger": {**OURS, "bench.vouched": False},
+    "ours-ungated": {**OURS, "learn.gated": False},
 }
 """Live over the whole path, but for `advising` and `sync`, which by their nature wait for the teacher: `baselines`, for
 which the keys of `bench` are. Shares of a run are multiplied by its steps."""
 IN_PROCESS = ("advising", "sync")
-ABLATIONS = ("ours-ungated",)
+ABLATIONS = ("ours-stranger", "ours-ungated")
 """Lived only where `--arms` names them: what a part of ours costs or brings."""
 DISTILLATIONS = ("cloning", "kickstarting", "qdagger")
 
@@ -216,6 +221,8 @@ LINKS: dict[str, Shape] = {
 LINK_TASKS = ("cartpole", "breakout")
 LINK_HZ = 200.0
 LINK_SEEDS = 3
+LINK_FRAC = 1 / 3
+"""Share of a run that is lived on each link: all of them have converged by then where the link is perfect."""
 RATE_STEPS = 400
 """Steps of a blocking student that are timed on each link: its convergence in steps is the same on all of them."""
 
@@ -310,7 +317,7 @@ def _part(part: str, name: str, seeds: int | None) -> Iterable[Planned]:
         for seed in range(1, min(n, LINK_SEEDS) + 1):
             for link in LINKS:
                 slow = {"plant.lockstep_hz": LINK_HZ}
-                yield _run(part, name, "ours", seed, link=link, settings=slow)
+                yield _run(part, name, "ours", seed, link=link, steps=round(LINK_FRAC * task.steps), settings=slow)
                 if seed == 1:
                     yield _run(part, name, "sync", seed, link=link, steps=RATE_STEPS, settings=slow)
     elif part == "outage" and name == OUTAGE_TASK:

@@ -118,16 +118,21 @@ def reached(judged: Judged, threshold: float) -> Reached:
 
 
 def final(judged: Judged) -> float:
-    """Mean return of the networks of the last quarter."""
-    n = max(1, round(LAST_FRAC * len(judged.points)))
-    return float(np.mean([point.value for point in judged.points[-n:]]))
+    """Mean return over the transitions of the last quarter."""
+    return _mean_from(judged, (1 - LAST_FRAC) * judged.run.transitions)
 
 
 def life(judged: Judged) -> float:
     """Mean return over the transitions of the run: what an owner would have had of it with the link off."""
+    return _mean_from(judged, 0.0)
+
+
+def _mean_from(judged: Judged, first: float) -> float:
+    """Of the networks that acted from a transition on, each with its share of the time."""
     at = np.array([point.transitions for point in judged.points] + [judged.run.transitions], float)
     values = np.array([point.value for point in judged.points])
-    return float((np.diff(at) @ values) / max(1.0, at[-1] - at[0]))
+    spans = np.diff(np.maximum(at, first))
+    return float(spans @ values / spans.sum()) if spans.sum() > 0 else float(values[-1])
 
 
 def step_rate(run: Run) -> float:

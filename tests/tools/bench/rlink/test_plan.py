@@ -71,7 +71,7 @@ def test_shares_of_a_run_become_transitions() -> None:
     settings = plan.settings_of(plan.TASKS["cartpole"], "kickstarting", 1000)
     assert settings["learn.distill_transitions"] == 500
     grids = command.grids(["cartpole"], ["kickstarting"])
-    assert {run.settings["learn.distill_transitions"] for run in grids} == {5000, 10_000, 20_000}
+    assert {run.settings["learn.distill_transitions"] for run in grids} == {3000, 6000, 12_000}
     assert {run.seed for run in grids} == set(plan.TUNING_SEEDS)
 
 
