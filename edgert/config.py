@@ -129,6 +129,7 @@ class Learn(msgspec.Struct, frozen=True, kw_only=True):
         batch: Transitions in one gradient step.
         train_steps_hz: Gradient steps a second while nothing is scarce; [govern] lowers it.
         learning_rate: Step size of Adam.
+        taught_learning_rate: The same beside a fully trusted teacher, which bears larger steps; unset means no other.
         gamma: Discount of the next step's value.
         distill_weight: Weight of imitating a fully trusted teacher in the loss; less with less trust.
         td_weight: Weight of the temporal difference in the loss beside a fully trusted teacher; 1 without one.
@@ -151,6 +152,7 @@ class Learn(msgspec.Struct, frozen=True, kw_only=True):
     batch: Annotated[int, Meta(ge=1, le=4096)] = 32
     train_steps_hz: Annotated[float, Meta(gt=0, le=1000)] = 20.0
     learning_rate: Annotated[float, Meta(gt=0, le=1)] = 5e-4
+    taught_learning_rate: Annotated[float, Meta(gt=0, le=1)] | None = None
     gamma: Share = 0.99
     distill_weight: Weight = 1.0
     td_weight: Weight = 0.1
@@ -315,6 +317,7 @@ _EXAMPLES = {
     "broker.key_file": "/etc/edgert/device.key",
     "policy.thresholds": [0.8, 0.9],
     "plant.env": "MinAtar/Breakout-v1",
+    "learn.taught_learning_rate": 0.001,
     "board.thermal_zone": "cpu-thermal",
 }
 

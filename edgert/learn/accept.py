@@ -21,8 +21,8 @@ class Limits(msgspec.Struct, frozen=True):
     Attributes:
         min_held_out: held-out observations it takes to judge at all.
         min_taught: taught ones among them, to judge by the teacher rather than by temporal difference.
-        clear_errors: a candidate that the teacher prefers on so many standard errors more of the observations than it
-            does not, as a coin would fall, needs neither.
+        clear_errors: a candidate that the teacher prefers to the installed network on so many standard errors more of
+            the observations than it does not, as a coin would fall, needs neither.
         rounding_regret_frac: what rounding to int8 may give away, by the float network's own judgement, as a share of
             the mean spread of its Q-values. Agreement of actions would refuse harmless choices between near equals.
         td_slack_frac: how much the mean absolute TD error may grow when no teacher can judge.
@@ -147,7 +147,7 @@ def judge(evidence: Evidence, limits: Limits) -> Verdict:
         regret(teacher_q, actions[evidence.taught])
         for actions in (evidence.installed, evidence.acting, evidence.candidate)
     )
-    clear = _is_clear(before - after, limits.clear_errors)
+    clear = _is_clear(installed - after, limits.clear_errors)
     checks = {
         "held-out": n >= limits.min_held_out or clear,
         "finite": bool(np.isfinite(evidence.candidate_head).all()),

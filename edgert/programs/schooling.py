@@ -90,6 +90,7 @@ class Schooling:
         self._measured = config.teacher.weighing == "measured"
         self._capacity = config.learn.ring_transitions
         self._hyper = hyper
+        self._taught_rate = config.learn.taught_learning_rate or hyper.learning_rate
         self._seen = np.zeros((self._capacity, FEATURES), np.float32)
         self._episodes = Episodes(hyper.gamma)
         self._kept_s, self._unkept = 0.0, False
@@ -135,6 +136,7 @@ class Schooling:
         pull = weight * weight if self._measured else weight
         return msgspec.structs.replace(
             self._hyper,
+            learning_rate=(1.0 - weight) * self._hyper.learning_rate + weight * self._taught_rate,
             td_weight=1.0 - weight * (1.0 - self._hyper.td_weight),
             distill_weight=pull * self._hyper.distill_weight,
         )

@@ -152,12 +152,14 @@ def test_alone_the_losses_weigh_as_if_there_were_no_teacher(made: Callable[..., 
 
 
 def test_a_good_teacher_is_followed_soon(made: Callable[..., Device]) -> None:
-    device = made()
+    device = made(learn__taught_learning_rate=4 * HYPER.learning_rate)
+    assert device.schooling.hyper().learning_rate == HYPER.learning_rate
     school(device, right, 1500)
     assert device.schooling.weight > 0.5 and device.schooling.judges
     hyper, weight = device.schooling.hyper(), device.schooling.weight
     assert hyper.td_weight == pytest.approx(1 - 0.9 * weight)
     assert hyper.distill_weight == pytest.approx(weight**2)
+    assert hyper.learning_rate == pytest.approx((1 + 3 * weight) * HYPER.learning_rate)
     assert hyper.gamma == HYPER.gamma
     assert device.taught() > 1000
 

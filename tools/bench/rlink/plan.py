@@ -106,7 +106,11 @@ TASKS: dict[str, Task] = {
         episodes=10,
         judged=60,
         settings={**VALUES, "policy.explore_transitions": 4000},
-        tuned={"alone": {"learn.learning_rate": 2.5e-4}, "alone-replay": {"learn.learning_rate": 2.5e-4}},
+        tuned={
+            "alone": {"learn.learning_rate": 2.5e-4},
+            "alone-replay": {"learn.learning_rate": 2.5e-4},
+            "ours": {"learn.learning_rate": 2.5e-4, "learn.taught_learning_rate": 1e-3},
+        },
         teacher=(*SMALL_TEACHER, "--frames", "200000", "--explore-frames", "20000", "--learning-rate", "5e-4"),
         ceiling=500.0,
         step_cpu_s=0.0015,
