@@ -181,7 +181,7 @@ class Teacher(msgspec.Struct, frozen=True, kw_only=True):
         timeout_s: Seconds after which a question without an answer is given up.
         cache_bytes: Most bytes of answers kept on disk, so that a restart asks for nothing again.
         weighing: How far a teacher is followed: as measured on what happens, by returns alone, or always in full.
-        vouched: Names of teachers that you vouch for, as `edgert teacher` prints them: believed from the start, on credit.
+        vouched: Names of teachers that you vouch for, as `edgert teacher` prints them: believed at once, on credit.
     """
 
     enabled: bool = True

@@ -256,18 +256,30 @@ def report(args: argparse.Namespace, argv: list[str], wanted: Sequence[Planned])
         "teachers_cost": {name: _cost(args.runs, name) for name in tasks},
         "missing": summary.missing(wanted, known),
     }
-    path = args.out / "rlink.json"
-    # What the other parts of this benchmark wrote stays.
-    former = json.loads(path.read_text()) if path.exists() else {}
-    document = former | json.loads(msgspec.json.encode(document))
-    document["summary"] = former.get("summary", {}) | document["summary"]
-    for key in summary.ELSEWHERE:
-        if document["summary"].setdefault(key, None) is None:
-            document["summary"].setdefault(f"{key}_why", "that part has not been run")
+    document = json.loads(msgspec.json.encode(document))
+    document["summary"] |= elsewhere(RESULTS)
     args.out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=1) + "\n")
+    (args.out / "rlink.json").write_text(json.dumps(document, indent=1) + "\n")
     draw.draw(known, document, args.out)
     print(summary.table(document))
+
+
+def elsewhere(results: Path) -> dict[str, Any]:
+    """The figures of this benchmark that other commands measure, from where those have written them."""
+    known: dict[str, Any] = {}
+    for name in ("rlink-codec.json", "train.json"):
+        if (results / name).exists():
+            known |= json.loads((results / name).read_text())["summary"]
+    found: dict[str, Any] = {}
+    for key in plan.ELSEWHERE:
+        told = known.get(key)
+        if told is None:
+            found |= {key: None, f"{key}_why": "that part has not been run"}
+        elif isinstance(told, list):
+            found |= {key: told[0], f"{key}_ci": told[1:]}
+        else:
+            found[key] = told
+    return found
 
 
 def _cost(runs: Path, name: str) -> dict[str, Any] | None:

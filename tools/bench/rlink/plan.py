@@ -234,6 +234,21 @@ TEACHERS = ("good", "third", "random", "adversarial")
 OUTAGE_TASK = "cartpole"
 
 
+ELSEWHERE = (
+    "codec_vs_zstd3_min_x",
+    "codec_vs_zstd9_stream_min_x",
+    "codec_vs_dedup_stream_min_x",
+    "codec_time_vs_zstd9",
+    "codec_encode_us_max",
+    "wire_bytes_per_transition",
+    "train_time_vs_torch_minatar",
+    "train_time_vs_torch_nature",
+    "train_time_vs_torch_drone",
+    "train_peak_memory_vs_torch_max",
+)
+"""Keys of the result file that `python -m tools.bench rlink codec` and `python -m tools.bench train` measure."""
+
+
 class Planned(msgspec.Struct, frozen=True, kw_only=True):
     """One run.
 

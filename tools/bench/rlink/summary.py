@@ -47,19 +47,6 @@ KEYS = (
     "async_step_rate_at_500ms",
     "bad_link_convergence_ratio",
 )
-ELSEWHERE = (
-    "codec_vs_zstd3_min_x",
-    "codec_vs_zstd9_stream_min_x",
-    "codec_vs_dedup_stream_min_x",
-    "codec_time_vs_zstd9",
-    "codec_encode_us_max",
-    "wire_bytes_per_transition",
-    "train_time_vs_torch_minatar",
-    "train_time_vs_torch_nature",
-    "train_time_vs_torch_drone",
-    "train_peak_memory_vs_torch_max",
-)
-"""Keys that other parts of this benchmark fill in."""
 
 
 class Known(NamedTuple):

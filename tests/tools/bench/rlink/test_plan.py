@@ -80,3 +80,14 @@ def test_listing_needs_nothing_to_be_there(tmp_path: Path, capsys: pytest.Captur
     told = capsys.readouterr().out
     assert "tools.train" in told and "runs to come" in told
     assert command.main(["--report", "--runs", str(tmp_path)]) == 1
+
+
+def test_what_other_commands_measured_is_told_with_its_interval_or_with_a_reason(tmp_path: Path) -> None:
+    found = command.elsewhere(tmp_path)
+    assert set(found) == set(plan.ELSEWHERE) | {f"{key}_why" for key in plan.ELSEWHERE}
+    (tmp_path / "train.json").write_text('{"summary": {"train_time_vs_torch_nature": [0.7, 0.6, 0.8], "more": 1}}')
+    (tmp_path / "rlink-codec.json").write_text('{"summary": {"codec_encode_us_max": 9.5}}')
+    found = command.elsewhere(tmp_path)
+    assert found["train_time_vs_torch_nature"] == 0.7 and found["train_time_vs_torch_nature_ci"] == [0.6, 0.8]
+    assert found["codec_encode_us_max"] == 9.5 and "more" not in found
+    assert found["codec_time_vs_zstd9"] is None and "codec_encode_us_max_why" not in found
