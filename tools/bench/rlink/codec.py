@@ -14,7 +14,9 @@ import json
 import platform
 import time
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -206,6 +208,39 @@ def ours_alone() -> Coder:
     return lambda raw: codec.encode_obs(raw.steps.obs), decode
 
 
+def x265(shape: tuple[int, ...]) -> Coder:
+    """A lossless grey film of the newest frames, none of them late; what else a transition has is sent as it is."""
+    av: Any = importlib.import_module("av")
+    writer, reader = av.CodecContext.create("libx265", "w"), av.CodecContext.create("hevc", "r")
+    writer.height, writer.width = shape[:2]
+    writer.pix_fmt, writer.framerate, writer.time_base = "gray", Fraction(60), Fraction(1, 60)
+    writer.thread_count = reader.thread_count = 1
+    threads = "pools=none:frame-threads=1"  # CPU time of other threads would not be counted
+    writer.options = {
+        "preset": "medium",
+        "tune": "zerolatency",
+        "x265-params": f"lossless=1:log-level=none:keyint=-1:{threads}",
+    }
+    lengths: deque[list[int]] = deque()
+
+    def encode(raw: Raw) -> bytes:
+        frames = (av.VideoFrame.from_ndarray(np.ascontiguousarray(obs[..., -1]), "gray") for obs in raw.steps.obs)
+        packets = [bytes(packet) for frame in frames for packet in writer.encode(frame)]
+        lengths.append([len(packet) for packet in packets])
+        rest = raw.steps.actions.tobytes() + raw.steps.rewards.tobytes() + raw.steps.ended.tobytes()
+        return b"".join(packets) + rest
+
+    def decode(data: bytes, raw: Raw) -> None:
+        shown, at = [], 0
+        for n in lengths.popleft():
+            shown += [frame.to_ndarray(format="gray") for frame in reader.decode(av.Packet(data[at : at + n]))]
+            at += n
+        if not np.array_equal(np.stack(shown), raw.steps.obs[..., -1]):
+            raise AssertionError("x265 lost something")
+
+    return encode, decode
+
+
 def coders(rollout: Rollout, batch: int, slow: bool) -> dict[str, Coder]:
     """All that take turns."""
     whole = [raw.whole for raw in messages(rollout, batch)]
@@ -227,6 +262,8 @@ def coders(rollout: Rollout, batch: int, slow: bool) -> dict[str, Coder]:
             found["brotli -5 per message"] = per_message(
                 lambda data: bytes(brotli.compress(data, quality=5)), brotli.decompress
             )
+        if rollout.task.startswith("ALE/") and importlib.util.find_spec("av"):
+            found["x265 lossless, frames once"] = x265(rollout.steps.obs.shape[1:])
         if batch == 1:
             learnt = zstandard.train_dictionary(1 << 16, list(samples[:400]))
             small = zstandard.ZstdCompressor(level=9, dict_data=learnt)
@@ -360,7 +397,7 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     tasks = ["ALE/Pong-v5", "ALE/Boxing-v5", "MinAtar/Breakout-v1"] if options.quick else options.tasks
     steps = min(options.steps, 800) if options.quick else options.steps
-    missing = [] if importlib.util.find_spec("brotli") else ["brotli"]
+    missing = [name for name in ("brotli", "av") if not importlib.util.find_spec(name)]
     print(f"not installed, so not raced: {', '.join(missing) or 'nothing'}; C codec: {kernel.NATIVE}")
     races: list[dict[str, Any]] = []
     q_bytes: dict[str, float] = {}

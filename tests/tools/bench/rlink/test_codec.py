@@ -39,3 +39,24 @@ def test_the_race_is_run_and_summed_up():
     assert summary["codec_vs_zstd3_min_x"] == one["vs_zstd3_x"]
     assert summary["codec_encode_us_max"] == one["coders"][codec.OURS]["encode_us_p50"]
     assert summary["wire_bytes_per_transition"] > 2 * codec.WIRE_BYTES / 32
+
+
+@pytest.mark.parametrize("batch", codec.BATCHES)
+def test_a_film_of_the_newest_frames_is_raced_and_comes_back_whole(batch):
+    rng = np.random.default_rng(0)
+    frames = np.repeat(rng.integers(0, 256, (12, 1, 1), np.uint8), 84, 1).repeat(84, 2)
+    frames[:, 10:20, 30:40] = rng.integers(0, 256, (12, 10, 10), np.uint8)
+    obs = np.stack([np.roll(frames, 3 - i, 0) for i in range(4)], -1).repeat(8, 0)
+    n = len(obs)
+    steps = Transitions(obs, np.zeros(n, np.uint8), np.ones(n, np.float32), np.zeros(n, np.uint8))
+    rollout = codec.Rollout("ALE/MadeUp-v5", steps, None, "nobody")
+    encode, decode = codec.x265(obs.shape[1:])
+    raws = list(codec.messages(rollout, batch))
+    sent = [encode(raw) for raw in raws]
+    for data, raw in zip(sent, raws, strict=True):
+        decode(data, raw)
+    assert 6 * n < sum(map(len, sent)) < sum(len(raw.once) for raw in raws) / 2
+    wrong = raws[0]._replace(steps=raws[0].steps._replace(obs=raws[0].steps.obs ^ 1))
+    encode, decode = codec.x265(obs.shape[1:])
+    with pytest.raises(AssertionError, match="lost"):
+        decode(encode(raws[0]), wrong)
