@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import msgspec
@@ -57,6 +58,8 @@ class Evidence(NamedTuple):
         taught: (n,) bool.
         acting_td: (n,) absolute TD errors of the acting network, by targets from the acting network.
         candidate_td: (n,) absolute TD errors of the candidate, by the same targets.
+        acting_unexplained: what the acting network's own values leave unexplained (`unexplained`); NaN is not known.
+        candidate_unexplained: the candidate's.
         gain: what the candidate would have earned more, off-policy; None where nobody looked.
     """
 
@@ -70,6 +73,8 @@ class Evidence(NamedTuple):
     taught: npt.NDArray[np.bool_]
     acting_td: F32
     candidate_td: F32
+    acting_unexplained: float = math.nan
+    candidate_unexplained: float = math.nan
     gain: Gain | None = None
 
 
@@ -124,6 +129,28 @@ def regret(teacher_q: F32, action: Actions) -> F32:
     return np.asarray(teacher_q.max(1) - teacher_q[np.arange(len(action)), action], np.float32)
 
 
+def unexplained(value: npt.NDArray[np.floating], target: npt.NDArray[np.floating]) -> float:
+    """How badly a network's values fit what followed, in their own unit.
+
+    Args:
+        value: (n,) float, of the actions taken.
+        target: (n,) float, what followed, by the same network.
+
+    Returns:
+        Mean absolute TD error as a share of the values' standard deviation: infinite for a network that says the same
+        of everything, so that collapsing is no way to be consistent. 0 where there is nothing.
+
+    Raises:
+        Nothing.
+    Source:
+        ours: by another network's targets, a student that has learned that its world is worth more looks worse than
+        one that knows nothing.
+    """
+    error = float(np.abs(value - target).mean()) if len(value) else 0.0
+    spread = float(value.std()) if len(value) else 0.0
+    return error / spread if spread > 0 else (math.inf if error else 0.0)
+
+
 def judge(evidence: Evidence, limits: Limits) -> Verdict:
     """Compare candidate and acting network on observations that neither was trained on here.
 
@@ -133,7 +160,8 @@ def judge(evidence: Evidence, limits: Limits) -> Verdict:
 
     Returns:
         Named checks and the figures behind them. With enough taught observations the teacher judges (`regret`),
-        otherwise the temporal difference does (`td-error`). `off-policy-return` refuses only on evidence; without
+        otherwise the temporal difference does (`td-error`), by the acting network's targets or by what each network's
+        own leave unexplained: it takes both to refuse. `off-policy-return` refuses only on evidence; without
         enough of it there is no figure `off_policy_gain`.
 
     Raises:
@@ -175,8 +203,12 @@ def judge(evidence: Evidence, limits: Limits) -> Verdict:
     else:
         before_td, after_td = float(evidence.acting_td.mean()), float(evidence.candidate_td.mean())
         slack_frac = 0.0 if limits.beat_frac else limits.td_slack_frac
-        checks["td-error"] = after_td <= before_td * (1 + slack_frac)
+        left = evidence.candidate_unexplained <= evidence.acting_unexplained * (1 + slack_frac)
+        checks["td-error"] = left or after_td <= before_td * (1 + slack_frac)
         detail |= {"td_before": before_td, "td_after": after_td}
+        if not math.isnan(evidence.acting_unexplained + evidence.candidate_unexplained):
+            detail["unexplained_before"] = evidence.acting_unexplained
+            detail["unexplained_after"] = evidence.candidate_unexplained
     _look_at(evidence.gain, checks, detail)
     return Verdict(checks, detail)
 

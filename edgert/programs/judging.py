@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgert import quant
-from edgert.learn.accept import Evidence
+from edgert.learn.accept import Evidence, unexplained
 from edgert.learn.dqn import Batch
 from edgert.learn.offpolicy import MIN_TRANSITIONS, Gain, Lived, compare
 from edgert.learn.replay import Replay, is_held_out
@@ -44,10 +44,14 @@ def evidence(installed: Side, acting: Side, candidate: Side, params: Params, pro
     last, n_actions = params.spec.n_exits - 1, params.spec.n_actions
     before, offered = acting.net.heads(probe.obs), candidate.net.heads(probe.obs)
     in_float = forward(params, probe.obs)
-    # The acting network says what follows is worth: by its own yardstick a collapsed candidate would be perfect.
-    following = acting.net.heads(probe.next_obs)[last][:, :n_actions].max(1)
-    y = probe.reward + np.float32(gamma) * np.where(probe.terminated, np.float32(0), following)
-    rows = np.arange(len(y))
+    rows = np.arange(len(probe.action))
+    targets = [
+        probe.reward
+        + np.float32(gamma)
+        * np.where(probe.terminated, np.float32(0), side.net.heads(probe.next_obs)[last][:, :n_actions].max(1))
+        for side in (acting, candidate)
+    ]
+    values = [heads[last][rows, probe.action] for heads in (before, offered)]
     return Evidence(
         installed=exits.decide(installed.net.heads(probe.obs), installed.thresholds),
         acting=exits.decide(before, acting.thresholds),
@@ -57,8 +61,10 @@ def evidence(installed: Side, acting: Side, candidate: Side, params: Params, pro
         float_q=in_float[last][:, :n_actions],
         teacher_q=probe.teacher_q,
         taught=probe.taught,
-        acting_td=np.abs(before[last][rows, probe.action] - y),
-        candidate_td=np.abs(offered[last][rows, probe.action] - y),
+        acting_td=np.abs(values[0] - targets[0]),
+        candidate_td=np.abs(values[1] - targets[0]),
+        acting_unexplained=unexplained(values[0], targets[0]),
+        candidate_unexplained=unexplained(values[1], targets[1]),
     )
 
 

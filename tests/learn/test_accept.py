@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgert.learn.accept import Evidence, Limits, PolicyEvidence, judge, judge_policy, regret
+from edgert.learn.accept import Evidence, Limits, PolicyEvidence, judge, judge_policy, regret, unexplained
 from edgert.learn.offpolicy import Gain
 
 
@@ -82,6 +82,25 @@ def test_near_equals_by_the_teachers_judgement_are_equals_but_no_step_back_is_fr
     assert not strict.checks["regret"]
     behind = judge(e._replace(installed=e.acting, candidate=other, candidate_float=other), Limits())
     assert not behind.checks["regret-installed"]
+
+
+def test_a_student_that_has_learned_what_its_world_is_worth_is_not_held_to_what_a_blank_network_says() -> None:
+    """A blank network expects nothing: values of 10 to 20 are far from its targets, and explain what happens."""
+    rng = np.random.default_rng(0)
+    blank, worth = np.float32(0.01) * rng.normal(size=100), rng.uniform(10, 20, 100)
+    y = np.float32(1) + np.float32(0.99) * blank
+    wiser = evidence(taught=0, acting_td=np.abs(blank - y), candidate_td=np.abs(worth - y))
+    assert not judge(wiser, Limits()).checks["td-error"]
+    follows = worth + rng.normal(0, 0.3, 100)
+    known = wiser._replace(
+        acting_unexplained=unexplained(blank, y), candidate_unexplained=unexplained(worth, follows.astype(np.float32))
+    )
+    assert judge(known, Limits()).checks["td-error"]
+    drifted = known._replace(candidate_unexplained=unexplained(worth, worth * 1e6))
+    assert not judge(drifted, Limits()).checks["td-error"]
+    same = np.full(100, 5.0, np.float32)
+    assert unexplained(same, same * 0.9) == np.inf, "saying the same of everything explains nothing"
+    assert unexplained(same[:0], same[:0]) == 0.0
 
 
 def test_rounding_that_flips_good_actions_is_refused_and_ties_are_forgiven() -> None:

@@ -68,3 +68,4 @@ def test_the_evidence_is_about_the_right_networks() -> None:
     y = probe.reward + 0.9 * np.where(probe.terminated, 0, following)
     mine = NET.heads(probe.obs)[POLICY.spec.n_exits - 1][rows, probe.action]
     np.testing.assert_allclose(told.candidate_td, np.abs(mine - y), rtol=1e-5, atol=1e-6)
+    assert 0 < told.candidate_unexplained < told.acting_unexplained < np.inf
