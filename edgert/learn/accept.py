@@ -206,9 +206,8 @@ def judge(evidence: Evidence, limits: Limits) -> Verdict:
         left = evidence.candidate_unexplained <= evidence.acting_unexplained * (1 + slack_frac)
         checks["td-error"] = left or after_td <= before_td * (1 + slack_frac)
         detail |= {"td_before": before_td, "td_after": after_td}
-        if not math.isnan(evidence.acting_unexplained + evidence.candidate_unexplained):
-            detail["unexplained_before"] = evidence.acting_unexplained
-            detail["unexplained_after"] = evidence.candidate_unexplained
+        parts = {"unexplained_before": evidence.acting_unexplained, "unexplained_after": evidence.candidate_unexplained}
+        detail |= {name: part for name, part in parts.items() if math.isfinite(part)}
     _look_at(evidence.gain, checks, detail)
     return Verdict(checks, detail)
 

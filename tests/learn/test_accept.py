@@ -95,7 +95,10 @@ def test_a_student_that_has_learned_what_its_world_is_worth_is_not_held_to_what_
     known = wiser._replace(
         acting_unexplained=unexplained(blank, y), candidate_unexplained=unexplained(worth, follows.astype(np.float32))
     )
-    assert judge(known, Limits()).checks["td-error"]
+    verdict = judge(known, Limits())
+    assert verdict.checks["td-error"] and verdict.detail["unexplained_after"] < verdict.detail["unexplained_before"]
+    blind = judge(known._replace(acting_unexplained=np.inf), Limits())
+    assert blind.checks["td-error"] and np.isfinite(list(blind.detail.values())).all()
     drifted = known._replace(candidate_unexplained=unexplained(worth, worth * 1e6))
     assert not judge(drifted, Limits()).checks["td-error"]
     same = np.full(100, 5.0, np.float32)
