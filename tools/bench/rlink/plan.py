@@ -72,7 +72,7 @@ VALUES: Settings = {
     "learn.steps_per_transition": 0.5,
     "learn.batch": 64,
     "learn.learning_rate": 1e-3,
-    "learn.target_every": 250,
+    "learn.target_every": 100,
     "learn.ring_transitions": 50_000,
 }
 MINATAR: Settings = {
@@ -195,7 +195,7 @@ ABLATIONS = ("ours-stranger", "ours-ungated")
 DISTILLATIONS = ("cloning", "kickstarting", "qdagger")
 
 GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
-    "alone": {"learn.learning_rate": (2.5e-4, 5e-4, 1e-3, 2e-3), "learn.target_every": (100, 250, 1000)},
+    "alone": {"learn.learning_rate": (2.5e-4, 5e-4, 1e-3, 2e-3), "learn.target_every": (50, 100, 250, 1000)},
     "alone-replay": {"learn.steps_per_transition": (1.0, 2.0, 4.0)},
     "cloning": {"learn.learning_rate": (5e-4, 1e-3, 2e-3)},
     "kickstarting": {"learn.distill_transitions": (0.25, 0.5, 1.0), "learn.distill_weight": (0.3, 1.0, 3.0)},
