@@ -89,7 +89,7 @@ def _minatar(game: str, *, ablated: bool = False) -> Task:
         "minatar",
         f"MinAtar/{game}-v1",
         "board",
-        "board",
+        "board2",
         _BOARD_REINFORCED,
         _BOARD_DISTILLED,
         seeds=10,
