@@ -53,6 +53,11 @@ def _lines(axis: Any, groups: Mapping[str, Sequence[Judged]], colours: Mapping[s
             axis.fill_between(at, low, high, color=colours[name], alpha=0.15, lw=0)
 
 
+def _legend(axis: Any, **settings: Any) -> None:
+    """Beside the panel: curves and bars fill all of it."""
+    axis.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), **settings)
+
+
 def _finish(figure: Any, path: Path) -> None:
     for axis in figure.axes:
         axis.spines[["top", "right"]].set_visible(False)
@@ -64,7 +69,7 @@ def _finish(figure: Any, path: Path) -> None:
 def _panels(names: Sequence[str]) -> tuple[Any, list[Any]]:
     columns = min(3, max(1, len(names)))
     rows = -(-len(names) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(4.6 * columns, 3.4 * rows), squeeze=False)
+    figure, axes = plt.subplots(rows, columns, figsize=(5.6 * columns, 3.4 * rows), squeeze=False)
     panels = list(axes.flat)
     for spare in panels[len(names) :]:
         spare.set_axis_off()
@@ -83,7 +88,7 @@ def curves(known: Sequence[Known], document: Mapping[str, Any], out: Path) -> No
         axis.axhline(told["teacher"], color="#777777", lw=1, ls="--")
         axis.axhline(told["threshold"], color="#777777", lw=1, ls=":")
         axis.set(title=name, xlabel="environment steps", ylabel="return, link off")
-        axis.legend(frameon=False, fontsize=7)
+        _legend(axis)
     _finish(figure, out / "rlink-curves.svg")
 
 
@@ -100,7 +105,7 @@ def harm(known: Sequence[Known], document: Mapping[str, Any], out: Path) -> None
         groups = {"alone": of(mine, arm="alone")}
         _lines(axis, groups | {teacher: of(mine, arm="ours", teacher=teacher) for teacher in TEACHERS}, colours)
         axis.set(title=name, xlabel="environment steps", ylabel="return, link off")
-        axis.legend(frameon=False, fontsize=7, title="teacher", title_fontsize=7)
+        _legend(axis, title="teacher", title_fontsize=7)
     _finish(figure, out / "rlink-harm.svg")
 
 
@@ -109,7 +114,7 @@ def links(document: Mapping[str, Any], out: Path) -> None:
     tasks = {name: rows for name, rows in document["link"].items() if rows}
     if not tasks:
         return
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6))
+    figure, axes = plt.subplots(1, 2, figsize=(12, 3.6))
     for i, (name, rows) in enumerate(tasks.items()):
         places = np.arange(len(rows)) + 0.4 * i
         rate = [row["steps_per_s"]["value"] or 0 for row in rows.values()]
@@ -123,7 +128,7 @@ def links(document: Mapping[str, Any], out: Path) -> None:
     axes[0].set(ylabel="environment steps a second", yscale="log")
     axes[1].set(ylabel="environment steps to threshold")
     for axis in axes:
-        axis.legend(frameon=False, fontsize=7)
+        _legend(axis)
     _finish(figure, out / "rlink-link.svg")
 
 
