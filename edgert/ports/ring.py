@@ -288,7 +288,7 @@ class RingReader:
             raise UsageError(f"no ring to read at {os.fspath(self._path)}: {self.problem}")
         first, last = max(1, first_seq), min(last_seq, newest)
         wanted = max(0, last - first + 1)
-        first = max(first, last - self.capacity + 1)
+        first = max(first, newest - self.capacity + 1)  # an older one may have outlived a number that was never used
         count = max(0, last - first + 1)
         # Copied before it is judged: the writer goes on meanwhile.
         start = (first - 1) % self.capacity

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from edgert.errors import StoreError, UsageError
@@ -50,6 +50,7 @@ def assert_as_appended(records: ring.Records) -> None:
 
 
 @settings(max_examples=40, deadline=None)
+@example(capacity=2, steps=[2, -1, 1], first=0, count=2)
 @given(
     capacity=st.integers(1, 9),
     steps=st.lists(st.one_of(st.integers(0, 12), st.just(-1)), max_size=8),
