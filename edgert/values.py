@@ -23,10 +23,12 @@ class Reading(msgspec.Struct, frozen=True):
     Attributes:
         value: in the unit the holding field's name says, or None.
         age_s: seconds since it was measured.
+        source: where it comes from, for people: a path, a bus address, a program. Empty when there is no such place.
     """
 
     value: float | None
     age_s: float = 0.0
+    source: str = ""
 
 
 UNKNOWN = Reading(None)
@@ -35,8 +37,20 @@ REPEAT_MAX = 64
 """Ticks that one decision may be applied for at most: what the plant shows meanwhile is not looked at."""
 
 
+class Throttle(msgspec.Struct, frozen=True):
+    """What the firmware says about slowing the processor down; None where it does not say.
+
+    Attributes:
+        now: named conditions that hold: under-voltage, freq-capped, throttled, soft-temp-limit.
+        since_boot: those that held at some time since the machine was started.
+    """
+
+    now: tuple[str, ...] = ()
+    since_boot: tuple[str, ...] = ()
+
+
 class Readings(msgspec.Struct, frozen=True, kw_only=True):
-    """What one look at the board gave.
+    """What one look at the board gave. Decisions are made from the named fields, `detail` is for people.
 
     Attributes:
         load_frac: CPU busy share over all cores, 0..1.
@@ -44,6 +58,18 @@ class Readings(msgspec.Struct, frozen=True, kw_only=True):
         battery_frac: state of charge, 0..1. `has_battery` False means mains, and then this is ignored.
         power_w: drawn from the supply, watts.
         link_rtt_s: application-level round trip to the broker.
+        has_battery: runs on a battery.
+        external_power: the charger or supply is there; None when not known.
+        trip_c: lowest temperature at which the kernel itself starts to cool passively.
+        freq_frac: clock of the slowest cluster that has work, as a share of the highest the silicon has, 0..1.
+        throttle: what the firmware says; None where it does not.
+        memory_available_bytes: what can be had without swapping.
+        cpu_pressure_frac, memory_pressure_frac: share of the last 10 s in which some task waited for it (PSI avg10).
+        link_loss_frac: share of what was sent that was lost or sent again lately, 0..1.
+        link_bytes_per_s: what the link carried at best lately, both ways.
+        rssi_dbm: of the radio.
+        metered: every byte costs money; None when not known.
+        detail: everything else that was read: name with its unit -> reading.
     """
 
     load_frac: Reading = UNKNOWN
@@ -52,6 +78,18 @@ class Readings(msgspec.Struct, frozen=True, kw_only=True):
     power_w: Reading = UNKNOWN
     link_rtt_s: Reading = UNKNOWN
     has_battery: bool = False
+    external_power: bool | None = None
+    trip_c: Reading = UNKNOWN
+    freq_frac: Reading = UNKNOWN
+    throttle: Throttle | None = None
+    memory_available_bytes: Reading = UNKNOWN
+    cpu_pressure_frac: Reading = UNKNOWN
+    memory_pressure_frac: Reading = UNKNOWN
+    link_loss_frac: Reading = UNKNOWN
+    link_bytes_per_s: Reading = UNKNOWN
+    rssi_dbm: Reading = UNKNOWN
+    metered: bool | None = None
+    detail: dict[str, Reading] = {}
 
 
 class Budget(msgspec.Struct, frozen=True, tag_field="t", tag="budget"):
