@@ -434,17 +434,19 @@ class Teacher:
             return None
         value = np.array([before.value for _, before, _ in rows], np.float32)
         next_value = np.array([after.value for _, _, after in rows], np.float32)
+        action = np.array([each.action for each, _, _ in rows], np.int64)
         return Lessons(
             told=np.stack([before.scores for _, before, _ in rows]),
             value=value,
             next_value=next_value,
-            action=np.array([each.action for each, _, _ in rows], np.int64),
+            action=action,
             reward=np.array([each.reward for each, _, _ in rows], np.float32),
             terminated=np.array([each.after is None for each, _, _ in rows]),
             # What the student thinks is its library's affair. With the teacher's own values in its place, what is
             # tested against it says no more than the other tests, and nothing wrong.
             critic=value,
             next_critic=next_value,
+            favourite=action,
         )
 
     def _fault(self, name: str, why: object) -> None:

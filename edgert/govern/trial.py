@@ -56,7 +56,7 @@ class Networks(msgspec.Struct, frozen=True, kw_only=True):
         installed: how the actor is told of the installed network.
         acting: the one that should act, as noted, and what it earned.
         best: the one it is measured by and goes back to; None when it is on no trial.
-        line: returns of all networks since `best`, in order: many small steps down are one big one.
+        line: returns of all networks since `best`, in order: many small steps down are one big one, and steps up, too.
         since_s: when the trial began.
         blamed, deaths: the network that the actor's last deaths on end are held against, and how many they are.
         pending, told_s: the swap that the actor was told to make and has not made, and when.
@@ -501,14 +501,18 @@ def _earned(networks: Networks, value: float, now_s: float, out: Effects) -> Net
     networks = msgspec.structs.replace(networks, acting=acting)
     if best is None:
         return networks
-    figures = [("its", acting.returns)]
-    if len(networks.line) < LOOKS[-1]:
-        networks = msgspec.structs.replace(networks, line=(*networks.line, value))
-        figures.append(("its line's", networks.line))
-    for whose, returns in figures:
+    line = (*networks.line, value) if len(networks.line) < LOOKS[-1] else (value,)
+    networks = msgspec.structs.replace(networks, line=line)
+    for whose, returns in (("its", acting.returns), ("its line's", line)):
         seen = look(best.returns, returns, FALSE_ALARM_FRAC / 4)
         if seen.worse:
             return _roll_back(networks, f"{whose} returns are lower than the best network's", seen, now_s, out)
+    lately, of_several = line[-PROVEN:], len(line) > len(acting.returns)
+    proven = len(lately) == PROVEN and sum(lately) * len(best.returns) >= sum(best.returns) * PROVEN
+    if of_several and proven and len(line) in LOOKS:
+        # Where a trainer offers one network after the other none of them comes to a verdict of its own.
+        networks = msgspec.structs.replace(networks, acting=msgspec.structs.replace(acting, returns=lately))
+        return _keep(networks, "its line earns no less", out)
     return networks
 
 

@@ -88,6 +88,7 @@ class Lessons(NamedTuple):
         terminated: (n,) bool.
         critic: (n,) float32, what the student itself says of the state.
         next_critic: (n,) float32, of the state that followed.
+        favourite: (n,) integer, what the student would do if it did not explore; `action` where nobody knows.
     """
 
     told: F32
@@ -98,6 +99,7 @@ class Lessons(NamedTuple):
     terminated: npt.NDArray[np.bool_]
     critic: F32
     next_critic: F32
+    favourite: npt.NDArray[np.integer]
 
 
 class _Bettor(msgspec.Struct):
@@ -135,10 +137,12 @@ class TrustState(msgspec.Struct):
     claims: list[float] = msgspec.field(default_factory=list)
     first: list[float] = msgspec.field(default_factory=list)
     agreement: float = 0.0
+    obeying: float | None = None
     best: float | None = None
     best_taught: bool = False
     since: int = 0
     lead: float = 1.0
+    pull: float = 1.0
     patience: float = 1.0
 
 
@@ -192,7 +196,7 @@ class Trust:
         told = self.state
         if told.off or told.patience < LET_GO_FRAC:
             return 0.0
-        return self.proof * self.kept * told.lead * told.patience
+        return self.proof * self.kept * told.pull * told.patience
 
     @property
     def kept(self) -> float:
@@ -264,7 +268,8 @@ class Trust:
                 right = (_cosine(claimed, seen.reward) - LEAST_CONSTANT) / (1 + LEAST_CONSTANT)
             told.rewards.see(right)
             self._watch("rewards", right)
-        told.agreement += max(1 / told.blocks, 1 / MEMORY_BLOCKS) * (float(agrees.mean()) - told.agreement)
+        follows = doubles[np.arange(BLOCK), seen.favourite] > doubles.max(1) - TINY
+        told.agreement += max(1 / told.blocks, 1 / MEMORY_BLOCKS) * (float(follows.mean()) - told.agreement)
         if values and agrees.any():
             share = max(1 / told.blocks, 1 / PATIENCE_BLOCKS)
             told.shortfall += share * (float(surprise[agrees].mean()) - told.shortfall)
@@ -325,7 +330,8 @@ class Trust:
             QDagger's lambda, Agarwal et al. 2022 (arXiv 2206.01626) section 4, with the student's return when teaching
             began as zero, so that returns may be negative; the teacher's own return, which nobody measures here, is
             its claim plus what following it falls short of its claims (performance difference: Kakade & Langford
-            2002, lemma 6.1). Patience is ours: a claim that is too high would hold the student down for ever.
+            2002, lemma 6.1), and for a student that went its own way no more than doing as told once brought it.
+            Patience is ours: a claim that is too high would hold the student down for ever.
         """
         told = self.state
         told.returns, told.lengths = [*told.returns, value][-WINDOW:], [*told.lengths, length][-WINDOW:]
@@ -336,6 +342,8 @@ class Trust:
         n = len(told.returns)
         mean = sum(told.returns) / n
         error = math.sqrt(sum((each - mean) ** 2 for each in told.returns) / max(1, n - 1) / n)
+        if n >= LEAST_EPISODES and told.agreement >= CLONED_FRAC:
+            told.obeying = mean if told.obeying is None else max(told.obeying, mean)
         if n >= LEAST_EPISODES and len(told.claims) >= LEAST_EPISODES:
             self._compare(mean - error)
         if not told.shown:
@@ -358,10 +366,16 @@ class Trust:
         steps = sum(told.lengths) / len(told.lengths)
         reach = steps if self._gamma >= 1 else (1 - self._gamma**steps) / (1 - self._gamma)
         teacher = sum(told.claims) / len(told.claims) + min(0.0, told.shortfall) * reach
-        first = sum(told.first) / len(told.first)
+        told.lead = self._left(student, teacher, told.lead)
+        if told.obeying is not None and told.agreement < CLONED_FRAC:
+            teacher = min(teacher, told.obeying)
+        told.pull = self._left(student, teacher, told.pull)
+
+    def _left(self, student: float, teacher: float, before: float) -> float:
+        """What the student has left to gain, as a share of all there was."""
+        first = sum(self.state.first) / len(self.state.first)
         left = max(0.0, min(1.0, (teacher - student) / (teacher - first))) if teacher > first else 0.0
-        if abs(left - told.lead) > HYSTERESIS or left in (0.0, 1.0):
-            told.lead = left
+        return left if abs(left - before) > HYSTERESIS or left in (0.0, 1.0) else before
 
     def swapped(self, return_before: float, return_after: float, n: int) -> None:
         """A network that was taught took over from an earlier one.

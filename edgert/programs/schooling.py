@@ -265,6 +265,7 @@ class Schooling:
         if pairs is None:
             return
         batch = pairs.batch
+        last = self._last(batch.obs, learner)
         self.tutor.judge(
             Lessons(
                 told=batch.teacher_q,
@@ -273,8 +274,9 @@ class Schooling:
                 action=batch.action,
                 reward=batch.reward,
                 terminated=batch.terminated,
-                critic=self._value(self._last(batch.obs, learner)),
+                critic=self._value(last),
                 next_critic=self._value(self._last(batch.next_obs, learner)),
+                favourite=last[:, : self.spec.n_actions].argmax(1),
             )
         )
 

@@ -192,6 +192,20 @@ def test_many_networks_each_too_short_lived_to_judge_are_judged_together(device:
     assert device.told[-1].what == "rolled-back" and device.told[-1].n == generation
 
 
+def test_what_many_short_lived_networks_won_is_not_lost_again(device: Device, rng: random.Random) -> None:
+    best: Swap | None = None
+    for generation in range(1, 200):
+        device.swap(generation)
+        device.act(rng.gauss(10 + generation if generation < 40 else 50 - 0.7 * (generation - 40), 1))
+        if "kept" in device.fates(generation):
+            best = network(generation)
+        if device.networks.refused:
+            break
+    assert best is not None and device.wanted == best, "back to the newest that its line has proven"
+    assert generation < 80 and device.told[-1].what == "rolled-back", "long before all of it was lost"
+    assert device.told[-1].return_before is not None and device.told[-1].return_before > 30
+
+
 def test_an_episode_with_a_swap_in_it_counts_for_nobody(device: Device) -> None:
     device.swap(1)
     device.returns.append((-1000.0, None))  # type: ignore[arg-type]  # what the actor says of such an episode

@@ -51,6 +51,7 @@ class Corridor:
             terminated=over,
             critic=own[s].astype(np.float32),
             next_critic=own[to].astype(np.float32),
+            favourite=a,
         )
 
 
@@ -343,6 +344,19 @@ def test_what_was_won_without_the_teacher_does_not_bring_it_back() -> None:
     live(trust, 5.0, 200, length=50)
     live(trust, 1.0, 200, length=50)
     assert trust.state.patience <= patience < module.LET_GO_FRAC
+
+
+def test_who_went_its_own_way_and_earns_more_than_by_obeying_has_overtaken() -> None:
+    trust = proven()
+    live(trust, 0.0, 5)
+    trust.state.agreement = 0.9
+    live(trust, 3.0, WINDOW)
+    assert trust.weight > 0.0, "the teacher claims 10, and who obeys it may still get there"
+    trust.state.agreement = 0.5
+    live(trust, 4.0, WINDOW)
+    assert trust.weight == 0.0, "it was told how to earn 3, and earns 4 otherwise"
+    live(trust, 1.0, WINDOW)
+    assert trust.weight > 0.0, "which it has lost again"
 
 
 def test_a_fall_after_a_swap_halves() -> None:

@@ -1,9 +1,8 @@
 """What is to be run: tasks, arms, links and teachers, and the commands that make the bundles.
 
 A run is named by a hash of everything that it depends on, so that what is finished is found, and a changed setting
-is another run. Control is in lockstep and faster than real time: convergence is counted in environment steps, and a
-round trip of 50 ms is then many more steps than the one it would be at 20 decisions a second. What an outcome says of
-the link is harder than the truth by that factor, which is told beside it.
+is another run. Control is in lockstep and, but for the parts about the link, faster than real time: convergence is
+counted in environment steps, and a round trip of 50 ms is then many more steps than the two or three it would be.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from tools.bench.rlink.link import Shape
+from edgert.ports.relay import Shape
 from tools.bench.rlink.live import Fault
 
 SHIPPED = Path(__file__).parents[3] / "models"
@@ -223,7 +222,9 @@ LINKS: dict[str, Shape] = {
 }
 """By round trip; losses are of segments, in each direction."""
 LINK_TASKS = ("cartpole", "breakout")
-LINK_HZ = 200.0
+LINK_HZ = 50.0
+"""CartPole's physics take 20 ms a step: at this rate they run in real time, and a round trip is as many steps long as it
+would be on the cart."""
 LINK_SEEDS = 3
 LINK_FRAC = 1 / 3
 """Share of a run that is lived on each link: all of them have converged by then where the link is perfect."""
