@@ -65,6 +65,12 @@ def camera2(input_shape: Shape, n_actions: int) -> NetSpec:
     return msgspec.structs.replace(three, trunk=trunk, heads=(three.heads[0], three.heads[-1]))
 
 
+def camera2_wide(input_shape: Shape, n_actions: int) -> NetSpec:
+    """`camera2` with a first exit that can tell 25 actions apart."""
+    two = camera2(input_shape, n_actions)
+    return msgspec.structs.replace(two, heads=((Dense(128), Relu()), two.heads[-1]))
+
+
 def values(input_shape: Shape, n_actions: int) -> NetSpec:
     """For a few numbers in coarse cells, such as CartPole's: two exits over two small hidden layers."""
     return NetSpec(
@@ -121,6 +127,7 @@ NETS: dict[str, Maker] = {
     "teacher": teacher,
     "camera": camera,
     "camera2": camera2,
+    "camera2-wide": camera2_wide,
     "board": board,
     "board2": board2,
     "values": values,

@@ -52,8 +52,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def graft(onto: Params, source: Params) -> list[str]:
-    """Copy the trunk as far as it is the same, and every head that fits.
+def graft(onto: Params, source: Params, *, last_only: bool = False) -> list[str]:
+    """Copy the trunk as far as it is the same, and every head that fits, or only the last.
 
     The trunks are compared layer by layer from the observation on, wherever the stages are cut; a network may so start
     from one with other exits.
@@ -67,7 +67,8 @@ def graft(onto: Params, source: Params) -> list[str]:
             break
         pairs.append((mine.name, theirs.name))
     ours, others = stages(onto.spec), stages(source.spec)
-    heads = [*zip(ours[:-1], others[:-1], strict=False), (ours[-1], others[-1])]
+    early = [] if last_only else [*zip(ours[:-1], others[:-1], strict=False)]
+    heads = [*early, (ours[-1], others[-1])]
     for mine_stage, their_stage in heads:
         mine_head, their_head = (_weighted(stage.head) for stage in (mine_stage, their_stage))
         if [(p.layer, p.in_shape) for p in mine_head] == [(p.layer, p.in_shape) for p in their_head]:
@@ -101,10 +102,15 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
     stages(spec)
     initial = initialise(spec, np.random.default_rng(args.seed))
     teacher = kept(args.teacher)[0] if args.teacher else None
-    grafted = graft(initial, kept(args.start)[0]) if args.start else []
+    # Early heads that learnt values have large features, of which int8 makes noise; those that learn anew have not.
+    grafted = graft(initial, kept(args.start)[0], last_only=hyper.frozen) if args.start else []
+    kept_still = {name for name in initial.views if name.startswith(("t", f"h{spec.n_exits - 1}."))}
+    if hyper.frozen and (teacher is None or spec.n_exits == 1 or not kept_still <= set(grafted)):
+        raise UsageError(f"--frozen: {args.net} needs early exits, a --teacher, and a --start that fills all the rest")
     if args.start and not grafted:
         raise UsageError(f"no layer of {args.start} fits the network {args.net}")
     trainer = Trainer(envs, initial, hyper, seed=args.seed, teacher=teacher, half=args.half, env_id=args.env)
+    judged_exit = spec.n_exits - 2 if hyper.frozen else None  # the last exit plays as it began
     checkpoint = args.out / "checkpoint.pt"
     if checkpoint.exists():
         trainer.resume(checkpoint)
@@ -118,7 +124,7 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
             loss = loss if found is None else found if loss == 0 else 0.98 * loss + 0.02 * found
             show(progress.frames)
             if progress.frames - progress.evaluated_at >= args.eval_every or progress.frames >= hyper.frames:
-                chooser = greedy(trainer.slow.params(), half=args.half)
+                chooser = greedy(trainer.slow.params(), exit_=judged_exit, half=args.half)
                 now = score(play(judged, chooser, args.eval_episodes, seed=EVAL_SEED + args.seed * 1000))
                 trainer.keep_if_best(now)
                 progress.cpu_s = cpu_s() - spent_s
@@ -142,7 +148,9 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
                 trainer.save(checkpoint)
                 saved_at = progress.frames
     trainer.save(checkpoint)
-    tested = score(play(judged, greedy(trainer.best), args.test_episodes, seed=TEST_SEED + args.seed * 1000))
+    tested = score(
+        play(judged, greedy(trainer.best, exit_=judged_exit), args.test_episodes, seed=TEST_SEED + args.seed * 1000)
+    )
     (args.out / "best.f32").write_bytes(trainer.best.flat.tobytes())
     document = {
         "command": "python -m tools.train " + " ".join(argv),

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -51,6 +52,10 @@ class Hyper(msgspec.Struct, frozen=True, kw_only=True):
         meaning: of the confidence.
         confidence_from: share of the run after which confidences are trained: 0 is jointly, 1 never.
         temperature_frac: of the distillation, in units of the teacher's spread.
+        value_weight: of the values in the distillation, against 1 of the preferences among actions.
+        adam_eps: of Adam; small gradients need a smaller one.
+        hold_max: a random action is repeated for up to so many frames, which leads further from the beaten track.
+        frozen: the trunk and the last head stay as they began, only early heads learn.
         max_grad_norm: longer gradients are scaled down to it.
     """
 
@@ -72,6 +77,10 @@ class Hyper(msgspec.Struct, frozen=True, kw_only=True):
     meaning: losses.Meaning = "regret"
     confidence_from: float = 0.0
     temperature_frac: float = 0.1
+    value_weight: float = 1.0
+    adam_eps: float = 1.5e-4
+    hold_max: int = 1
+    frozen: bool = False
     max_grad_norm: float = 10.0
 
 
@@ -141,7 +150,11 @@ class Trainer:
         self.net, self.slow = (Net(initial).to(self._device) for _ in range(2))
         self.slow.requires_grad_(False)
         self._teacher = None if teacher is None else Net(teacher).to(self._device).requires_grad_(False)
-        self._adam = torch.optim.Adam(self.net.parameters(), lr=hyper.learning_rate, eps=1.5e-4, fused=True)
+        if hyper.frozen:
+            for parameter in self.net.parts()[0]:
+                parameter.requires_grad_(False)
+        learning = [parameter for parameter in self.net.parameters() if parameter.requires_grad]
+        self._adam = torch.optim.Adam(learning, lr=hyper.learning_rate, eps=hyper.adam_eps, fused=True)
         self.best = initial.copy()
         self.progress = Progress()
         self._rng = np.random.default_rng(seed)
@@ -150,6 +163,7 @@ class Trainer:
         self._obs, _ = envs.reset(seed=seed * 10_000)
         self._resets = np.zeros(hyper.n_envs, bool)
         self._returns = np.zeros(hyper.n_envs)
+        self._held, self._random = np.zeros(hyper.n_envs, np.int64), np.zeros(hyper.n_envs, np.int64)
         self.finished: list[float] = []
         self._owed = 0.0
 
@@ -175,8 +189,7 @@ class Trainer:
                 deepest = self._teacher.spec.n_exits - 1
                 # Full precision: what is learnt from should not be rounded.
                 taught = self._teacher(seen, (deepest,))[deepest][:, : spec.n_actions].cpu().numpy()
-        random = self._rng.random(hyper.n_envs) < epsilon
-        action = np.where(random, self._rng.integers(spec.n_actions, size=hyper.n_envs), q.argmax(1).cpu().numpy())
+        action = self._explored(q.argmax(1).cpu().numpy(), epsilon)
         following, reward, terminated, truncated, _ = self._envs.step(action)
         reward = np.asarray(reward, np.float32)
         self._returns += reward
@@ -188,14 +201,33 @@ class Trainer:
         self._resets, self._obs = ended, following
         self.progress.frames += hyper.n_envs
 
+    def _explored(self, greedy: npt.NDArray[np.int64], epsilon: float) -> npt.NDArray[np.int64]:
+        """Put random actions in the place of some, and go on with those that are held."""
+        hyper, n = self.hyper, self.hyper.n_envs
+        self._held[self._resets] = 0
+        begins = (self._rng.random(n) < epsilon) & (self._held == 0)
+        drawn = self._rng.integers(self.spec.n_actions, size=n)
+        self._random = np.where(begins, drawn, self._random)
+        if hyper.hold_max > 1:
+            self._held[begins] = self._rng.integers(1, hyper.hold_max, endpoint=True, size=int(begins.sum()))
+        else:
+            self._held[begins] = 1
+        action = np.where(self._held > 0, self._random, greedy)
+        self._held = np.maximum(self._held - 1, 0)
+        return action
+
     # learning --------------------------------------------------------------------------------------------------------
 
     def _loss(self, batch: Batch) -> Tensor:
         hyper, spec, last = self.hyper, self.spec, self.spec.n_exits - 1
         device = self._device
-        heads = self.net(as_tensor(batch.obs, device), detached=hyper.detached, half=self._half)
-        final = heads[last][:, :-1]
+        learning = tuple(range(last if hyper.frozen else last + 1))
+        obs = as_tensor(batch.obs, device)
+        if self._teacher is not None and self.progress.updates == 0:
+            self._level(obs, torch.tensor(batch.teacher_q, device=device), learning)
+        heads = self.net(obs, learning, detached=hyper.detached, half=self._half)
         if self._teacher is None:
+            final = heads[last][:, :-1]
             with torch.inference_mode():
                 following = as_tensor(batch.next_obs, device)
                 online = self.net(following, (last,), half=self._half)[last][:, :-1]
@@ -212,14 +244,21 @@ class Trainer:
             judge = torch.tensor(batch.teacher_q, device=device)
             self._note_scale(losses.spread(judge))
             scale = self.progress.scale
-            parts = losses.distillation(heads, judge, hyper.temperature_frac * scale, scale)
-        total = parts[last]
-        for k in range(last):
-            total = total + hyper.exit_weight * parts[k]
+            parts = losses.distillation(heads, judge, hyper.temperature_frac * scale, scale, hyper.value_weight)
+        total = torch.stack([part if k == last else hyper.exit_weight * part for k, part in parts.items()]).sum()
         if spec.n_exits > 1 and self.progress.frames >= hyper.confidence_from * hyper.frames:
-            for judged in losses.confidence(heads, judge, hyper.meaning, self.progress.scale).values():
+            early = {k: head for k, head in heads.items() if k != last}
+            for judged in losses.confidence(early, judge, hyper.meaning, self.progress.scale).values():
                 total = total + judged
         return total
+
+    def _level(self, obs: Tensor, wanted: Tensor, exits: tuple[int, ...]) -> None:
+        """Lift every head to the teacher's mean values at once; gradient steps would take long to climb there."""
+        with torch.no_grad():
+            for k, head in self.net(obs, exits, half=self._half).items():
+                short = (wanted - head[:, :-1]).mean(0)
+                for net in (self.net, self.slow):
+                    net.output_bias(k)[:-1] += short
 
     def _note_scale(self, spread: Tensor) -> None:
         """Follow the spread of the values, from the first batch on."""

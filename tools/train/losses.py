@@ -5,7 +5,8 @@ With q_k the Q-values of exit k of K and c_k its confidence logit:
 - reinforcement: Huber(q_k(s, a) - y) for every exit, y the final exit's Double-DQN target (van Hasselt et al. 2016,
   arXiv 1509.06461, equation 4): our reading of RAPID-RL (arXiv 2109.08231), so that all exits value the same policy;
 - distillation: KL(softmax(T / tau) || softmax(q_k / tau)) with the teacher's values T (Rusu et al. 2016, arXiv
-  1511.06295, equation 3) and Huber((q_k - T) / scale), which keeps the values' scale;
+  1511.06295, equation 3) and Huber((q_k - T) / scale), which keeps the values' level. Little of the latter is enough,
+  and much of it makes a small head spend itself on how good a state is, where only actions are to be told apart;
 - confidence: binary cross entropy of c_k with what it should mean, see `Meaning`.
 """
 
@@ -54,7 +55,9 @@ def temporal_difference(heads: dict[int, Tensor], action: Tensor, wanted: Tensor
     return {k: functional.smooth_l1_loss(head[:, :-1].gather(1, rows).squeeze(1), wanted) for k, head in heads.items()}
 
 
-def distillation(heads: dict[int, Tensor], teacher: Tensor, temperature: float, scale: float) -> dict[int, Tensor]:
+def distillation(
+    heads: dict[int, Tensor], teacher: Tensor, temperature: float, scale: float, value_weight: float = 1.0
+) -> dict[int, Tensor]:
     """KL plus Huber of each exit against the teacher, exit -> mean over the batch.
 
     Args:
@@ -62,13 +65,14 @@ def distillation(heads: dict[int, Tensor], teacher: Tensor, temperature: float, 
         teacher: (B, A) Q-values.
         temperature: in units of Q.
         scale: typical spread of the teacher's Q-values; makes the Huber part free of units.
+        value_weight: of the Huber part, against 1 of KL.
     """
     wanted = functional.log_softmax(teacher / temperature, 1)
     losses = {}
     for k, head in heads.items():
         said = functional.log_softmax(head[:, :-1] / temperature, 1)
         kl = functional.kl_div(said, wanted, reduction="batchmean", log_target=True)
-        losses[k] = kl + functional.smooth_l1_loss(head[:, :-1] / scale, teacher / scale)
+        losses[k] = kl + value_weight * functional.smooth_l1_loss(head[:, :-1] / scale, teacher / scale)
     return losses
 
 
@@ -89,12 +93,10 @@ def confidence_labels(q: Tensor, final: Tensor, meaning: Meaning, scale: float) 
 
 
 def confidence(heads: dict[int, Tensor], final: Tensor, meaning: Meaning, scale: float) -> dict[int, Tensor]:
-    """Cross entropy of each exit's confidence but the last's, exit -> mean over the batch."""
-    last = max(heads)
+    """Cross entropy of each exit's confidence, exit -> mean over the batch; leave the last exit out."""
     return {
         k: functional.binary_cross_entropy_with_logits(
             head[:, -1], confidence_labels(head[:, :-1].detach(), final.detach(), meaning, scale)
         )
         for k, head in heads.items()
-        if k != last
     }

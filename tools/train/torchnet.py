@@ -65,6 +65,11 @@ class Net(nn.Module):
             found.setdefault(owner, []).extend(self.weights[_key(placed, part)] for part in ("w", "b"))
         return list(found.values())
 
+    def output_bias(self, exit_: int) -> nn.Parameter:
+        """What an exit's output layer adds: (n_actions + 1,), the confidence's last."""
+        bias: nn.Parameter = self.weights[_key(self._stages[exit_].head[-1], "b")]
+        return bias
+
     def _run(self, layers: list[Placed], x: Tensor) -> Tensor:
         for placed in layers:
             match placed.layer:

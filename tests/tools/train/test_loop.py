@@ -107,6 +107,47 @@ def test_a_student_learns_from_the_teacher_alone():
         np.testing.assert_allclose(head[:, :-1], wanted, atol=0.3)
 
 
+def test_frozen_only_early_heads_learn():
+    teacher = trained().slow.params()
+    begun = teacher.copy()
+    for part in ("w", "b"):
+        begun.views[f"h0.out.{part}"][:] = 0
+    hyper = Hyper(**{**{f: getattr(HYPER, f) for f in Hyper.__struct_fields__}, "frozen": True})
+    made = Trainer(Signs(), begun, hyper, seed=1, teacher=teacher)
+    while made.progress.frames < hyper.frames:
+        made.advance()
+    for params in (made.net.params(), made.slow.params()):
+        np.testing.assert_array_equal(strip_exits(params).flat, strip_exits(teacher).flat)
+    first = forward(made.net.params(), boards())[0]
+    assert first[:, :-1].argmax(1).tolist() == [0, 1, 2]
+    assert (first[:, -1] > 0).all()
+
+
+def test_heads_begin_at_the_level_of_the_teachers_values():
+    teacher = trained().slow.params()
+    teacher.views["h1.out.b"][:-1] += 50
+    made = trainer(teacher=teacher, seed=1, value_weight=0.0)
+    while made.progress.updates < 1:
+        made.advance()
+    for head in forward(made.net.params(), boards()).values():
+        np.testing.assert_allclose(head[:, :-1].mean(0), forward(teacher, boards())[1][:, :-1].mean(0), atol=2)
+
+
+def test_random_actions_are_held_and_end_with_the_episode():
+    made = trainer(hold_max=4)
+    greedy_action, said = np.full(8, 7), []
+    for _ in range(400):
+        made._resets = np.zeros(8, bool)
+        said.append(made._explored(greedy_action, 0.05))
+    random = np.array(said) != 7
+    assert 0.05 < random.mean() < 0.2  # starts at one frame in twenty, 2.5 frames long on average
+    made._held[:], made._resets = 3, np.ones(8, bool)
+    assert (made._explored(greedy_action, 0.0) == 7).all()
+    alone = trainer(hold_max=1)
+    begun = np.array([alone._explored(greedy_action, 0.05) != 7 for _ in range(400)])
+    assert 0.03 < begun.mean() < 0.07
+
+
 def test_resume_keeps_network_optimiser_and_place(tmp_path):
     made = trainer()
     for _ in range(100):

@@ -37,7 +37,7 @@ def test_huber_and_agreement_equal_the_learner_on_the_board():
     discount = torch.tensor(np.where(ended, 0, 0.99).astype(np.float32))
     wanted = losses.targets(next_q, next_q, torch.from_numpy(reward), discount)
     td = losses.temporal_difference(heads, torch.from_numpy(action), wanted)
-    sure = losses.confidence(heads, heads[2][:, :-1], "agreement", 1.0)
+    sure = losses.confidence({k: heads[k] for k in (0, 1)}, heads[2][:, :-1], "agreement", 1.0)
     assert float(sum(td.values()) / 3) == pytest.approx(theirs.td, rel=1e-4)
     assert float(sum(sure.values()) / 3) == pytest.approx(theirs.confidence, rel=1e-4)
 
@@ -51,6 +51,8 @@ def test_distillation_is_zero_only_for_the_same_values():
     kl = (preferred * (torch.log_softmax(teacher / 0.5, 1) - torch.log_softmax(other[:, :3] / 0.5, 1))).sum()
     huber = (2.5 + 0 + 2.5) / 3
     assert float(found[1]) == pytest.approx(float(kl) + huber, rel=1e-5)
+    light = losses.distillation({1: other}, teacher, 0.5, 1.0, 0.1)
+    assert float(light[1]) == pytest.approx(float(kl) + 0.1 * huber, rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("minatar")
 
 from edgert.errors import UsageError  # noqa: E402
-from edgert.nets import forward, initialise  # noqa: E402
+from edgert.nets import forward, initialise, strip_exits  # noqa: E402
 from tools.nets import NETS  # noqa: E402
 from tools.train import __main__ as program  # noqa: E402
 from tools.train import kept  # noqa: E402
@@ -75,11 +75,22 @@ def test_a_student_starts_from_and_imitates_a_run(tmp_path):
         (("--n-envs", "0"), "--n-envs 0: one at least"),
         (("--frames", "-5"), "--frames -5: one at least"),
         (("--replay", "8"), "--replay 8: too small"),
+        (("--frozen",), "--frozen: board-20 needs early exits"),
     ],
 )
 def test_bad_input_is_named(tmp_path, capsys, more, said):
     assert train(tmp_path / "a", "--frames", "600", *more) == 1
     assert said in capsys.readouterr().err
+
+
+def test_frozen_only_the_first_exit_learns(tmp_path):
+    runs = {name: str(tmp_path / name) for name in ("a", "b")}
+    assert train(tmp_path / "a", "--net", "board2", "--frames", "600") == 0
+    taught = ("--teacher", runs["a"], "--start", runs["a"], "--frozen")
+    assert train(tmp_path / "b", "--net", "board2", "--frames", "600", *taught) == 0
+    (before, _), (after, _) = kept(tmp_path / "a"), kept(tmp_path / "b")
+    np.testing.assert_array_equal(strip_exits(after).flat, strip_exits(before).flat)
+    assert not np.array_equal(after.views["h0.out.w"], before.views["h0.out.w"])
 
 
 def test_grafting_copies_what_fits():

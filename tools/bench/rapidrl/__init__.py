@@ -56,6 +56,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
     for name in Protocol.__struct_fields__:
         if isinstance(default := getattr(defaults, name), int):
             parser.add_argument("--" + name.replace("_", "-"), type=int, default=default)
+    parser.add_argument(
+        "--limits",
+        type=float,
+        nargs="+",
+        default=defaults.limits,
+        help="shares of the operations to choose a setting for",
+    )
     return parser.parse_args(argv)
 
 
@@ -95,6 +102,9 @@ def evaluate(args: argparse.Namespace) -> None:
     from tools.bench.rapidrl.evaluation import Evaluation, Protocol
 
     protocol = Protocol(**{name: getattr(args, name) for name in Protocol.__struct_fields__ if hasattr(args, name)})
+    for task in args.tasks:
+        if TASKS[task].max_ops_frac not in protocol.limits:
+            raise UsageError(f"--limits: {task} is judged at {TASKS[task].max_ops_frac:g}, which must be among them")
     with players(args.processes) as run:
         for part in args.parts:
             for task in args.tasks:

@@ -32,6 +32,7 @@ class Task(NamedTuple):
         parallel: episodes side by side.
         judged_in: gymnasium id of the environment in which policies are judged; empty is `env`.
         ablated: whether the ablations are trained as well.
+        exits_extra: hyperparameters of the roles that start from `full`.
     """
 
     group: Group
@@ -46,6 +47,7 @@ class Task(NamedTuple):
     parallel: int = 30
     judged_in: str = ""
     ablated: bool = False
+    exits_extra: Mapping[str, Value] = {}
 
     @property
     def arena(self) -> str:
@@ -68,6 +70,18 @@ _DRONE: dict[str, Value] = {
     "eval-every": 50_000,
     "eval-episodes": 16,
 }
+_DRONE_DISTILLED: dict[str, Value] = {
+    **_DRONE,
+    **_DISTILLED,
+    # Values of 17 differ by 0.6 between best and worst action: as heavy as the preferences they would drown them.
+    "value-weight": 0.02,
+    "learning-rate": 1e-3,
+    "adam-eps": 1e-7,
+    "epsilon": 0.02,
+    "hold-max": 8,
+}
+_FIRST_EXIT_ALONE: dict[str, Value] = {"frozen": True, "eval-every": 100_000, "eval-episodes": 8, "test-episodes": 8}
+"""The last exit remains the full network's: only the first learns."""
 _BOARD_REINFORCED: dict[str, Value] = {"frames": 500_000, "explore-frames": 50_000}
 _BOARD_DISTILLED: dict[str, Value] = {"frames": 150_000, "epsilon": 0.05, "explore-frames": 10_000, "warm-up": 5_000}
 
@@ -105,13 +119,14 @@ TASKS: dict[str, Task] = {
         "drone",
         "edgert/Drone-v0",
         "camera",
-        "camera2",
+        "camera2-wide",
         {"frames": 400_000, **_DRONE, "explore-frames": 60_000},
-        {**_DRONE, **_DISTILLED},
+        _DRONE_DISTILLED,
         max_ops_frac=0.25,
         rate_hz=20.0,
         parallel=8,
         judged_in="edgert/DroneTest-v0",
+        exits_extra=_FIRST_EXIT_ALONE,
     ),
     "breakout": _minatar("Breakout", ablated=True),
     "space_invaders": _minatar("SpaceInvaders", ablated=True),
@@ -223,6 +238,8 @@ def planned(
                     continue
                 own = folder(runs, name, role_name, seed)
                 hyper = {**(task.distilled if role.distilled else task.reinforced), **role.extra}
+                if role.started:
+                    hyper |= task.exits_extra
                 if frames is not None:
                     hyper["frames"] = frames
                 net = task.exits_net if role.net is None else task.family + role.net

@@ -35,7 +35,10 @@ HOW = {
         "95 %, percentile bootstrap over training seeds and episodes (pairs of calls for latency); with three training "
         "seeds they are too narrow, with one they say nothing about training"
     ),
-    "drone": "thresholds are chosen where they are judged, in other episodes; no network was trained in these places",
+    "drone": (
+        "thresholds are chosen where they are judged, in other episodes; no network was trained in these places. "
+        "How its exits are taught, and how wide the first is, was chosen there as well, by seed 0 in other episodes"
+    ),
     "thresholds": (
         "the dearest setting within one standard error of the best on validation episodes, of those that cost at most "
         "0.97 of the limit there; judged on test episodes"

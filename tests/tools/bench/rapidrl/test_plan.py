@@ -45,6 +45,14 @@ def test_the_full_network_learns_as_if_it_had_no_exits() -> None:
     assert "--teacher" not in run.arguments
 
 
+def test_the_drones_first_exit_learns_alone_by_the_recipe_of_its_static_nets() -> None:
+    exits, small = plan.planned(RUNS, ["drone"], 1, roles=["exits", "small20"])
+    assert "--frozen" in exits.arguments and "--frozen" not in small.arguments
+    for option in ("--value-weight", "--learning-rate", "--adam-eps", "--hold-max", "--epsilon"):
+        values = {run.arguments[run.arguments.index(option) + 1] for run in (exits, small)}
+        assert len(values) == 1
+
+
 def test_ablations_belong_to_some_tasks_and_seeds_can_be_limited() -> None:
     roles = {run.role for run in plan.planned(RUNS, ["breakout"], 1)}
     assert roles == set(plan.ROLES)
