@@ -3,9 +3,9 @@
 Format 1 is a ZIP archive with `manifest.json` and the members it lists, each with its SHA-256:
 `policy.onnx` (int8), `params.f32` (float32 parameters, for going on learning), `golden.obs` and `golden.head`
 (observations and the answers a runtime must give to them). `stage0.tflite`, `stage1.tflite`, ... may follow: the same
-int8 network once more, an exit a file, for TFLite runtimes; either all are there or none. `signature` has its place, an
-Ed25519 signature of the bytes of `manifest.json`; it is neither made nor verified yet. What the arrays mean is
-`policy.artifact`'s business.
+int8 network once more, an exit a file, for TFLite runtimes; either all are there or none. `signature`, where it is,
+says who vouches for the bytes of `manifest.json`, and with them for every member, and on what terms: `fleet.trust`
+judges it. What the arrays mean is `policy.artifact`'s business.
 """
 
 from __future__ import annotations
@@ -298,12 +298,14 @@ class Bundle(NamedTuple):
         unknown: top-level manifest keys that it does not; kept, so that passing through here loses nothing.
         members: name -> content, those of `MEMBERS`, and perhaps of `stage_members` and `FLOAT_MEMBER`.
         signature: as found, not verified; None when there is none.
+        encoded: the manifest as found; what a signature is of.
     """
 
     manifest: Manifest
     unknown: dict[str, Any]
     members: dict[str, bytes]
     signature: bytes | None = None
+    encoded: bytes = b""
 
 
 def stage_members(n_exits: int) -> tuple[str, ...]:
@@ -426,12 +428,16 @@ def write(manifest: Manifest, members: Mapping[str, bytes], unknown: Mapping[str
         msgspec.json.decode(encoded, type=Manifest)
     except (msgspec.MsgspecError, TypeError, ValueError) as error:
         raise ArtifactError(f"bundle, {_MANIFEST}: {error}") from error
+    return _pack({_MANIFEST: encoded, **{name: members[name] for name in listed}})
+
+
+def _pack(content: Mapping[str, bytes]) -> bytes:
     packed = BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
-        for name, content in ((_MANIFEST, encoded), *((name, members[name]) for name in listed)):
+        for name, each in content.items():
             info = zipfile.ZipInfo(name, _STAMP)
             info.create_system, info.external_attr = 3, 0o644 << 16  # as if made on Unix, wherever it is made
-            archive.writestr(info, content)
+            archive.writestr(info, each)
     if packed.tell() > _BUNDLE_BYTES_MAX:
         raise ArtifactError(f"bundle: {packed.tell()} bytes, more than the {_BUNDLE_BYTES_MAX} that a device accepts")
     return packed.getvalue()
@@ -501,4 +507,29 @@ def read(data: bytes) -> Bundle:
     if unlisted := found.keys() - manifest.members.keys():
         raise ArtifactError(f"bundle: unexpected member {min(unlisted)!r}: the manifest does not list it")
     unknown = {key: value for key, value in document.items() if key not in Manifest.__struct_fields__}
-    return Bundle(manifest, unknown, {name: found[name] for name in manifest.members}, signature)
+    return Bundle(manifest, unknown, {name: found[name] for name in manifest.members}, signature, encoded)
+
+
+def with_signature(data: bytes, signature: bytes | None) -> bytes:
+    """The same bundle with another signature.
+
+    Args:
+        data: the file.
+        signature: to put in the place of the one it has; None for none.
+
+    Returns:
+        The file; manifest and members keep their bytes.
+
+    Raises:
+        ArtifactError: it is no sound bundle, or the signature is too large.
+    Source:
+        ours: stored, as `write` does it, so that equal content gives equal bytes.
+    """
+    found = read(data)
+    order = (*MEMBERS, *stage_members(len(found.manifest.exits)), FLOAT_MEMBER)
+    content = {_MANIFEST: found.encoded, **{name: found.members[name] for name in order if name in found.members}}
+    if signature is not None:
+        if len(signature) > _SIGNATURE_BYTES_MAX:
+            raise ArtifactError(f"bundle, {_SIGNATURE}: {len(signature)} bytes are too many")
+        content[_SIGNATURE] = signature
+    return _pack(content)

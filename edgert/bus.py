@@ -4,13 +4,44 @@ from __future__ import annotations
 
 import msgspec
 
-from edgert.values import Answer, Ask, Budget, Note, Readings, Role, Told, TrainOrder
+from edgert import offers
+from edgert.values import (
+    Answer,
+    Ask,
+    Budget,
+    Carried,
+    Clock,
+    Note,
+    Prices,
+    Readings,
+    Role,
+    Swap,
+    Told,
+    TrainOrder,
+)
 
 
 class Sensed(msgspec.Struct, frozen=True):
-    """One look at the board and at the spool."""
+    """One look at the board.
+
+    Attributes:
+        readings: of it.
+        clock: on the wall; None while it is not set.
+        carried_bytes: over the link so far.
+        own_bytes: resident, of the supervisor.
+    """
 
     readings: Readings
+    clock: Clock | None = None
+    carried_bytes: int | None = None
+    own_bytes: int = 0
+
+
+class Priced(msgspec.Struct, frozen=True):
+    """What a network can be run as, from its bundle; None when that cannot be read."""
+
+    network: Swap
+    prices: Prices | None
 
 
 class Spawned(msgspec.Struct, frozen=True):
@@ -93,12 +124,35 @@ class Refused(msgspec.Struct, frozen=True):
     seq: int
 
 
+class Timed(msgspec.Struct, frozen=True):
+    """What the clocks say: Unix time, None while it cannot be trusted; and which start of the machine this is."""
+
+    wall_s: float | None
+    boot: str
+
+
+class JobWritten(msgspec.Struct, frozen=True):
+    """The disk answered about the last `WriteJob` of this job; `why` is empty when it has it."""
+
+    id: str
+    why: str = ""
+
+
+class JobDone(msgspec.Struct, frozen=True):
+    """What came of a `DoJob`; `why` is empty for success."""
+
+    id: str
+    why: str = ""
+    result: dict[str, object] = {}
+
+
 class Tick(msgspec.Struct, frozen=True):
     """Nothing but time."""
 
 
 Input = (
     Sensed
+    | Priced
     | Spawned
     | Exited
     | Connected
@@ -115,6 +169,16 @@ Input = (
 )
 
 
+class PolicyTold(msgspec.Struct, frozen=True):
+    """What became of a policy on its way, see `guard`."""
+
+    told: offers.Told
+
+
+FleetInput = Timed | JobWritten | JobDone
+"""What only the fleet's duties hear, see `device`."""
+
+
 class Publish(msgspec.Struct, frozen=True):
     """Send now or never; what must not be lost is `Record`ed instead."""
 
@@ -124,6 +188,7 @@ class Publish(msgspec.Struct, frozen=True):
     expiry_s: int | None = None
     correlation: bytes | None = None
     response_topic: str | None = None
+    retain: bool = False
 
 
 class SendEvents(msgspec.Struct, frozen=True):
@@ -186,6 +251,61 @@ class Pause(msgspec.Struct, frozen=True):
     paused: bool
 
 
+class Price(msgspec.Struct, frozen=True):
+    """Read what a network can be run as, then say `Priced`."""
+
+    network: Swap
+
+
+class Carry(msgspec.Struct, frozen=True):
+    """Note durably what the link carried today, for a successor."""
+
+    carried: Carried
+
+
+class WriteJob(msgspec.Struct, frozen=True):
+    """Put a job's record on the disk, and the mark (name, record) of the schedule it comes from; say `JobWritten`."""
+
+    id: str
+    body: bytes
+    mark: tuple[str, bytes] | None = None
+
+
+class ForgetJobs(msgspec.Struct, frozen=True):
+    """Drop the records of these jobs, and note `fact` (name, record) in the same stroke."""
+
+    ids: tuple[str, ...]
+    fact: tuple[str, bytes]
+
+
+class WriteMark(msgspec.Struct, frozen=True):
+    """Put the mark of a schedule on the disk, when that can be done."""
+
+    name: str
+    body: bytes
+
+
+class WriteFact(msgspec.Struct, frozen=True):
+    """Put a fact beside the jobs on the disk, when that can be done."""
+
+    name: str
+    body: bytes
+
+
+class DoJob(msgspec.Struct, frozen=True):
+    """Carry out a job, or go on with it, and say `JobDone`. Evidence is left under its id together with the effect."""
+
+    id: str
+    kind: str
+    args: dict[str, object]
+
+
+class StopJob(msgspec.Struct, frozen=True):
+    """Whatever is being done under this id is not wanted any more."""
+
+    id: str
+
+
 class Notify(msgspec.Struct, frozen=True):
     """Tell systemd: ready, alive, and one line of status."""
 
@@ -194,4 +314,27 @@ class Notify(msgspec.Struct, frozen=True):
     status: str
 
 
-Effect = Publish | SendEvents | ForgetEvents | Record | Start | Kill | Tell | TellAsker | Commit | Pause | Notify
+class PolicyDo(msgspec.Struct, frozen=True):
+    """Do something about a policy on its way, then say `PolicyTold` where that is expected."""
+
+    do: offers.Do
+
+
+FleetEffect = WriteJob | ForgetJobs | WriteMark | WriteFact | DoJob | StopJob
+Effect = (
+    FleetEffect
+    | PolicyDo
+    | Publish
+    | SendEvents
+    | ForgetEvents
+    | Record
+    | Start
+    | Kill
+    | Tell
+    | TellAsker
+    | Commit
+    | Pause
+    | Price
+    | Carry
+    | Notify
+)

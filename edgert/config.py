@@ -7,10 +7,6 @@ the two cannot drift apart.
 
 from __future__ import annotations
 
-import collections
-import math
-import sys
-import types
 import typing
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple
@@ -19,25 +15,21 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta
 
+from edgert import tables
 from edgert.errors import ConfigError, UsageError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from edgert.hardware import Battery as Battery
+from edgert.hardware import Board as Board
+from edgert.hardware import Celsius, Directory, Name, Share, Text
+from edgert.hardware import Gauge as Gauge
+from edgert.hardware import Limits as Limits
 
 SOCKET_PATH_BYTES = 107
 """sockaddr_un.sun_path holds 108 bytes on Linux, one of them the closing NUL (unix(7))."""
 
-_NAME = "1 to 63 letters, digits, '.', '_' or '-', the first and the last a letter or a digit"
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?\Z", title=_NAME)]
-Text = Annotated[str, Meta(pattern=r"^[^\x00]+\Z", title="text in quotes, not empty")]
-Directory = Annotated[str, Meta(pattern=r"^/[^\x00]*\Z", title="an absolute path")]
-Share = Annotated[float, Meta(ge=0, le=1)]
-Celsius = Annotated[float, Meta(ge=0, le=150)]
 Weight = Annotated[float, Meta(ge=0, le=1000)]
-Watts = Annotated[float, Meta(ge=0, le=1000)]
 Interval = Annotated[float, Meta(gt=0, le=86_400)]
+UNTIL = r"^(([01]?[0-9]|2[0-3]):[0-5][0-9]|[0-9]{1,4}(\.[0-9]{1,3})? ?h)\Z"
+"""How a person says until when: `18:00`, or `6.5 h`."""
 
 
 class Device(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,12 +38,16 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         id: Name of this device, unique in its fleet; a segment of its topics.
         fleet: Name of the fleet it belongs to; a segment of its topics.
+        labels: Names under which it is one of many: `edgert fleet push --to LABEL`.
+        robot: What kind of robot this is; policies may be signed for some kinds only.
         state_dir: Directory for what must survive a reboot.
         run_dir: Directory for sockets; may be emptied at boot.
     """
 
     id: Name
     fleet: Name = "default"
+    labels: tuple[Name, ...] = ()
+    robot: Name | None = None
     state_dir: Directory = "/var/lib/edgert"
     run_dir: Directory = "/run/edgert"
 
@@ -78,6 +74,18 @@ class Broker(msgspec.Struct, frozen=True, kw_only=True):
     key_file: Text | None = None
     keepalive_s: Annotated[int, Meta(ge=5, le=65_535)] = 15
     session_expiry_s: Annotated[int, Meta(ge=0, le=0xFFFFFFFE)] = 172_800
+
+
+class Trust(msgspec.Struct, frozen=True, kw_only=True):
+    """Whose word counts.
+
+    Attributes:
+        keys_file: Keys to believe, made by `edgert key`; with it, nothing unsigned counts that came over the link.
+        require_signed: Run no policy that no key vouches for, not even one that was put on this device by hand.
+    """
+
+    keys_file: Text | None = None
+    require_signed: bool = False
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
@@ -203,13 +211,14 @@ class Govern(msgspec.Struct, frozen=True, kw_only=True):
         stale_s: Seconds after which a reading counts as unknown.
         cpu_high_frac: CPU load, 0 to 1, from which training is slowed.
         cpu_low_frac: CPU load from which it no longer is.
-        temp_high_c: Degrees Celsius from which training and asking are slowed, and the deepest exit is left out.
+        temp_high_c: Degrees Celsius from which training and asking are slowed; half way to the next, decisions too.
         temp_critical_c: Degrees Celsius from which there is no training, no asking, and only the first exit.
         temp_hysteresis_c: Degrees to cool below a limit before it is lifted.
         rtt_high_s: Round trip to the broker, seconds, from which teachers are asked less.
-        battery_low_frac: Charge, 0 to 1, from which training and asking are slowed, and the deepest exit is left out.
+        battery_low_frac: Charge, 0 to 1, from which the same gives way, unless a goal last_until plans the charge.
         battery_critical_frac: Charge from which there is neither, and only the first exit.
         battery_hysteresis_frac: Charge to gain above a limit before it is lifted.
+        dwell_s: What was taken away for time or heat comes back after it could have for so many seconds on end.
     """
 
     period_s: Annotated[float, Meta(ge=0.1, le=60)] = 1.0
@@ -224,38 +233,40 @@ class Govern(msgspec.Struct, frozen=True, kw_only=True):
     battery_low_frac: Share = 0.2
     battery_critical_frac: Share = 0.05
     battery_hysteresis_frac: Annotated[float, Meta(ge=0, le=0.5)] = 0.03
+    dwell_s: Annotated[float, Meta(ge=0, le=86_400)] = 60.0
 
 
-class Board(msgspec.Struct, frozen=True, kw_only=True):
-    """The sensors of this machine.
-
-    Attributes:
-        kind: linux: /proc and /sys; fake: simulated heat, from this machine's real CPU load.
-        sysfs_root: Directory that holds proc and sys.
-        thermal_zone: Type of the one thermal zone to watch; unset means the hottest of all.
-    """
-
-    kind: Literal["linux", "fake"] = "linux"
-    sysfs_root: Directory = "/"
-    thermal_zone: Text | None = None
+Priority = Literal["return", "training", "link"]
 
 
-class Battery(msgspec.Struct, frozen=True, kw_only=True):
-    """What feeds this machine.
+class Goals(msgspec.Struct, frozen=True, kw_only=True):
+    """What you want of this device; within it, the best return is sought. `edgert fleet goals` may set the same.
 
     Attributes:
-        kind: none: mains; linux: /sys/class/power_supply; simulated: drained by the CPU load.
-        capacity_j: Energy of a full simulated battery, joules (1 Wh is 3600 J).
-        initial_frac: Charge of a simulated battery at the start, 0 to 1.
-        idle_w: Watts taken from a simulated battery while the CPU idles.
-        busy_w: Watts more at full CPU load.
+        deadline_s: Seconds from observation in hand to action chosen; 0 means policy.deadline_s.
+        miss_frac: Share of the deadlines that may be missed.
+        min_return_frac: Return to keep, 0 a random policy's and 1 the full network's, as the bundle's frontier says.
+        last_until: On battery: time of the day ("18:00"), or hours from the start of the machine ("6.5 h").
+        max_power_w: Watts that the whole board may draw.
+        least_energy: Spend the least that keeps min_return_frac, instead of what brings the best return.
+        memory_max_bytes: Resident bytes of supervisor, actor and trainer, added up; 0 means no limit.
+        bytes_per_day: Bytes over the link on one day, both ways, by what edgert sends and asks for; 0 means no limit.
+        use_metered: Ask teachers also over a link of which every byte costs money.
+        priorities: What is served first of what there is; all three, in your order.
     """
 
-    kind: Literal["none", "linux", "simulated"] = "none"
-    capacity_j: Annotated[float, Meta(gt=0, le=1_000_000_000)] = 36_000.0
-    initial_frac: Share = 1.0
-    idle_w: Watts = 2.0
-    busy_w: Watts = 4.0
+    deadline_s: Annotated[float, Meta(ge=0, le=60)] = 0.0
+    miss_frac: Annotated[float, Meta(gt=0, le=1)] = 0.001
+    min_return_frac: Annotated[float, Meta(ge=0, le=2)] = 0.0
+    last_until: Annotated[str, Meta(pattern=UNTIL, title='a time such as "18:00", or hours such as "6.5 h"')] | None = (
+        None
+    )
+    max_power_w: Annotated[float, Meta(gt=0, le=1000)] | None = None
+    least_energy: bool = False
+    memory_max_bytes: Annotated[int, Meta(ge=0, le=1 << 40)] = 0
+    bytes_per_day: Annotated[int, Meta(ge=0, le=1 << 40)] = 0
+    use_metered: bool = False
+    priorities: tuple[Priority, ...] = ("return", "training", "link")
 
 
 class Spool(msgspec.Struct, frozen=True, kw_only=True):
@@ -272,19 +283,22 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """A whole, checked configuration; one attribute a section of the file.
 
     Attributes:
-        device, broker, policy, plant, learn, teacher, govern, board, battery, spool: the sections; `parse` has filled
-            in what one key takes from another (`plant.socket`).
+        device, broker, trust, policy, plant, learn, teacher, govern, goals, board, battery, limits, spool: the
+            sections; `parse` has filled in what one key takes from another (`plant.socket`).
     """
 
     device: Device
     policy: Policy
     broker: Broker = Broker()
+    trust: Trust = Trust()
     plant: Plant = Plant()
     learn: Learn = Learn()
     teacher: Teacher = Teacher()
     govern: Govern = Govern()
+    goals: Goals = Goals()
     board: Board = Board()
     battery: Battery = Battery()
+    limits: Limits = Limits()
     spool: Spool = Spool()
 
 
@@ -299,17 +313,22 @@ class Address(NamedTuple):
 _SECTIONS: dict[str, Any] = {
     "device": Device,
     "broker": Broker,
+    "trust": Trust,
     "policy": Policy,
     "plant": Plant,
     "learn": Learn,
     "teacher": Teacher,
     "govern": Govern,
+    "goals": Goals,
     "board": Board,
     "battery": Battery,
+    "limits": Limits,
     "spool": Spool,
 }
 
 _EXAMPLES = {
+    "device.robot": "arm-6",
+    "trust.keys_file": "/etc/edgert/keys.cbor",
     "broker.username": "edgert",
     "broker.password_file": "/etc/edgert/password",
     "broker.ca_file": "/etc/edgert/ca.pem",
@@ -318,7 +337,16 @@ _EXAMPLES = {
     "policy.thresholds": [0.8, 0.9],
     "plant.env": "MinAtar/Breakout-v1",
     "learn.taught_learning_rate": 0.001,
+    "goals.last_until": "18:00",
+    "goals.max_power_w": 3.0,
+    "board.model": "raspberry-pi-4",
     "board.thermal_zone": "cpu-thermal",
+    "board.metered": False,
+    "board.idle_w": 3.1,
+    "board.busy_w": 3.1,
+    "board.scenario": "heatwave",
+    "board.gauges.kind": "ina219",
+    "board.gauges.address": 64,
 }
 
 
@@ -338,14 +366,14 @@ def parse(text: str, source: str) -> Config:
     Source:
         TOML v1.0.0; ours: all faults at once, because each attempt on a remote board costs a restart.
     """
-    try:
-        document = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{source}: not TOML: {error}; strings need quotes, and a key may appear once") from error
+    document = tables.document(text, source)
     faults: list[str] = []
-    for name in sorted(document.keys() - _SECTIONS.keys()):
-        faults.append(f"{name}: unknown section{_did_you_mean(name, _SECTIONS, document[name])}")
-    sections = {name: _section(name, cls, document.get(name, {}), faults) for name, cls in _SECTIONS.items()}
+    # A board's file is a configuration as well; what it says of the board is `hardware.parse_board`'s.
+    for name in sorted(document.keys() - _SECTIONS.keys() - {"hardware"}):
+        faults.append(f"{name}: unknown section{tables.did_you_mean(name, _SECTIONS, document[name], _SECTIONS)}")
+    sections = {
+        name: tables.read(name, cls, document.get(name, {}), faults, _SECTIONS) for name, cls in _SECTIONS.items()
+    }
     _relations(sections, faults)
     if faults:
         raise ConfigError("\n".join(f"{source}: {fault}" for fault in sorted(faults, key=_file_order)))
@@ -406,20 +434,7 @@ def commented_default(settings: Mapping[str, object]) -> str:
         raise UsageError(f"no such configuration keys: {', '.join(strange)}")
     lines = ["# Configuration of edgert. A line that starts with '#' shows a default: remove the '#' to change it.", ""]
     for name, cls in _SECTIONS.items():
-        docs = _docs(cls)
-        lines += [f"# {docs['']}", f"[{name}]"]
-        hints = typing.get_type_hints(cls, include_extras=True)
-        for field in msgspec.structs.fields(cls):
-            lines.append(f"# {docs[field.name]} [{_wanted(hints[field.name])}]")
-            if f"{name}.{field.name}" in settings:
-                lines.append(f"{field.name} = {_toml(settings[f'{name}.{field.name}'])}")
-            elif field.default is None:
-                lines.append(
-                    f"#{field.name} = {_toml(_EXAMPLES[f'{name}.{field.name}'])}  # an example; unset by default"
-                )
-            elif field.default is not msgspec.NODEFAULT:
-                lines.append(f"#{field.name} = {_toml(field.default)}")
-        lines.append("")
+        lines += [f"# {tables.docs(cls)['']}", f"[{name}]", *_commented(name, cls, settings), ""]
     text = "\n".join(lines)
     try:
         parse(text, "settings")
@@ -428,28 +443,38 @@ def commented_default(settings: Mapping[str, object]) -> str:
     return text
 
 
-def _section(name: str, cls: Any, table: object, faults: list[str]) -> dict[str, Any]:
-    """The section's values, defaults where absent or wrong, so that the relations can still be looked at."""
-    hints = typing.get_type_hints(cls, include_extras=True)
-    fields = {field.name: field for field in msgspec.structs.fields(cls)}
-    values = {key: None if f.default is msgspec.NODEFAULT else f.default for key, f in fields.items()}
-    if not isinstance(table, dict):
-        faults.append(f"{name}: is {_shown(table)}; must be a section, [{name}]")
-        table = {}
-    for key, value in table.items():
-        if key not in fields:
-            faults.append(f"{name}.{key}: unknown key{_did_you_mean(key, fields, value)}")
+def _commented(path: str, cls: Any, settings: Mapping[str, object]) -> list[str]:
+    """The lines of one section; those of its tables come last, as a key after them would be theirs."""
+    docs, hints = tables.docs(cls), typing.get_type_hints(cls, include_extras=True)
+    lines, last = [], []
+    for field in msgspec.structs.fields(cls):
+        key = f"{path}.{field.name}"
+        inner, _ = tables.nested(hints[field.name])
+        if inner is not None:
+            last += [f"# {docs[field.name]}", *_commented_table(key, inner)]
             continue
-        try:
-            if not _finite(value):
-                raise msgspec.ValidationError
-            values[key] = msgspec.convert(value, hints[key])
-        except msgspec.ValidationError:
-            faults.append(f"{name}.{key}: is {_shown(value)}; must be {_wanted(hints[key])}")
-    for key, field in fields.items():
-        if field.default is msgspec.NODEFAULT and key not in table:
-            faults.append(f"{name}.{key}: missing; must be {_wanted(hints[key])}. {_docs(cls)[key]}")
-    return values
+        lines.append(f"# {docs[field.name]} [{tables.wanted(hints[field.name])}]")
+        if key in settings:
+            lines.append(f"{field.name} = {tables.toml(settings[key])}")
+        elif field.default is None:
+            lines.append(f"#{field.name} = {tables.toml(_EXAMPLES[key])}  # an example; unset by default")
+        elif field.default is not msgspec.NODEFAULT:
+            lines.append(f"#{field.name} = {tables.toml(field.default)}")
+    return lines + last
+
+
+def _commented_table(path: str, cls: Any) -> list[str]:
+    """The lines of one table of an array, all of them an example: there is none by default."""
+    docs, hints = tables.docs(cls), typing.get_type_hints(cls, include_extras=True)
+    lines = [f"#[[{path}]]"]
+    for field in msgspec.structs.fields(cls):
+        bare = field.default is None or field.default is msgspec.NODEFAULT
+        value = _EXAMPLES[f"{path}.{field.name}"] if bare else field.default
+        said = "  # required." if field.default is msgspec.NODEFAULT else "  # an example." if bare else "  #"
+        lines.append(
+            f"#  {field.name} = {tables.toml(value)}{said} {docs[field.name]} [{tables.wanted(hints[field.name])}]"
+        )
+    return lines
 
 
 def _relations(sections: dict[str, dict[str, Any]], faults: list[str]) -> None:
@@ -466,11 +491,14 @@ def _relations(sections: dict[str, dict[str, Any]], faults: list[str]) -> None:
         faults.append("govern.battery_hysteresis_frac: with battery_low_frac above 1; the limit could never be lifted")
     if govern["stale_s"] <= govern["period_s"]:
         faults.append(f"govern.stale_s: is {govern['stale_s']}; must exceed govern.period_s ({govern['period_s']})")
+    if sorted(sections["goals"]["priorities"]) != sorted(typing.get_args(Priority)):
+        faults.append(f"goals.priorities: must be {tables.shown(list(typing.get_args(Priority)))} in your order")
     _fits_socket("device.run_dir", device["run_dir"].rstrip("/") + "/knowledge.sock", faults)
     if plant["socket"]:
         if not plant["socket"].startswith("/"):
-            faults.append(f"plant.socket: is {_shown(plant['socket'])}; must be an absolute path")
+            faults.append(f"plant.socket: is {tables.shown(plant['socket'])}; must be an absolute path")
         _fits_socket("plant.socket", plant["socket"], faults)
+    _fits_socket("limits.socket", sections["limits"]["socket"], faults)
     if plant["kind"] == "simulated" and plant["env"] is None:
         faults.append('plant.env: missing; kind "simulated" needs a gymnasium id, such as "MinAtar/Breakout-v1"')
     try:
@@ -491,13 +519,20 @@ def _relations(sections: dict[str, dict[str, Any]], faults: list[str]) -> None:
             )
     if learn["enabled"] and learn["distill_weight"] == 0 and learn["td_weight"] == 0:
         faults.append("learn.td_weight: is 0, and so is learn.distill_weight; one must be above 0, or enabled = false")
+    trust = sections["trust"]
+    if trust["require_signed"] and trust["keys_file"] is None:
+        faults.append("trust.keys_file: missing; trust.require_signed needs keys that can vouch for a policy")
     task = sections["teacher"]["task"]
     if task and (task in ("-",) or task[0] == "$" or any(c in "/+#\0" for c in task)):
         faults.append(
-            f"teacher.task: is {_shown(task)}; must be free of '/', '+', '#', and neither '-' nor begin with '$'"
+            f"teacher.task: is {tables.shown(task)}; must be free of '/', '+', '#', and neither '-' nor begin with '$'"
         )
     if sections["battery"]["kind"] == "linux" and sections["board"]["kind"] == "fake":
         faults.append('battery.kind: is "linux"; a fake board has "none" or "simulated"')
+    if sections["battery"]["kind"] == "gauge" and not any(
+        gauge.measures == "battery" for gauge in sections["board"]["gauges"]
+    ):
+        faults.append('battery.kind: is "gauge"; needs [[board.gauges]] with measures = "battery"')
 
 
 def _fits_socket(key: str, path: str, faults: list[str]) -> None:
@@ -506,73 +541,6 @@ def _fits_socket(key: str, path: str, faults: list[str]) -> None:
         faults.append(f"{key}: {path!r} is {size} bytes; a Unix socket's path must be at most {SOCKET_PATH_BYTES}")
 
 
-def _did_you_mean(name: str, known: Mapping[str, object], value: object) -> str:
-    """A hint for a misspelt or misplaced name."""
-    import difflib  # 1 MB that only a faulty file needs
-
-    close = difflib.get_close_matches(name, known, n=1)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    homes = [
-        section for section, cls in _SECTIONS.items() if name in cls.__struct_fields__ and not isinstance(value, dict)
-    ]
-    if homes:
-        return f"; it belongs in [{homes[0]}]"
-    return f"; known: {', '.join(known)}"
-
-
 def _file_order(fault: str) -> int:
     section = fault.partition(":")[0].partition(".")[0]
     return list(_SECTIONS).index(section) if section in _SECTIONS else -1
-
-
-def _finite(value: object) -> bool:
-    """TOML has inf and nan; no key of ours means anything with them."""
-    if isinstance(value, list):
-        return all(_finite(each) for each in value)
-    return not isinstance(value, float) or math.isfinite(value)
-
-
-def _docs(cls: Any) -> dict[str, str]:
-    """Key -> its explanation, and "" -> the section's, from the struct's docstring."""
-    import inspect  # 2 MB that only `edgert init` needs
-
-    summary, _, attributes = inspect.cleandoc(cls.__doc__ or "").partition("\n\nAttributes:\n")
-    lines = (line.strip().partition(": ") for line in attributes.splitlines())
-    return collections.defaultdict(str, {key: text for key, _, text in lines}, **{"": summary})
-
-
-def _wanted(hint: Any) -> str:
-    """What a right value looks like, in words."""
-    options = [each for each in typing.get_args(hint) if each is not types.NoneType]
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return _wanted(options[0])
-    if typing.get_origin(hint) is Literal:
-        return "one of " + ", ".join(f'"{each}"' for each in options)
-    if typing.get_origin(hint) is tuple:
-        return "a list of " + _wanted(options[0]).replace("a number", "numbers")
-    if hint in (bool, str):
-        return "true or false" if hint is bool else "text in quotes"
-    kind, meta = options
-    if meta.title:
-        return str(meta.title)
-    words = "a whole number" if kind is int else "a number"
-    return (
-        f"{words} above {meta.gt}, at most {meta.le}" if meta.gt is not None else f"{words} from {meta.ge} to {meta.le}"
-    )
-
-
-def _shown(value: object) -> str:
-    text = "a section" if isinstance(value, dict) else _toml(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _toml(value: object) -> str:
-    """One TOML value; strings escape as JSON's do, which TOML's basic strings accept."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_toml(each) for each in value) + "]"
-    if isinstance(value, str):
-        return msgspec.json.encode(value).decode().replace("\x7f", "\\u007f")
-    return str(value)

@@ -16,19 +16,20 @@ from edgert import bus, wire
 from edgert.config import Config
 from edgert.errors import MessageError
 from edgert.fleet import command, session
-from edgert.govern import askers, trial
-from edgert.govern.budget import BUSY_OPS_FRAC, allot
-from edgert.govern.estimate import Estimate, update
+from edgert.govern import askers, governor, trial
+from edgert.govern.governor import Governor, Wish
+from edgert.hardware import BoardFile
 from edgert.values import (
     EXITS_ORDER_ENDED,
     ActorReport,
     Ask,
     Budget,
     Candidate,
+    Carried,
     ExitsSet,
     Happened,
     Note,
-    Readings,
+    Prices,
     Role,
     SetExits,
     Swap,
@@ -44,7 +45,6 @@ START_PATIENCE_S = 20.0  # without a hello a child is hung; importing a runtime 
 RESTART_BASE_S, RESTART_CAP_S, STABLE_S = 0.5, 10.0, 60.0
 """The first restart is immediate; from the second on the delay doubles; a child that lived STABLE_S is forgiven."""
 REPLY_EXPIRY_S = 30
-PAUSED = "paused"
 OFFERED_MAX = 64
 """Orders that may wait for the answer of the actor, which answers within a tick: more are a flood, or it is gone."""
 
@@ -84,11 +84,10 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
         children: role -> state, for the roles that should run.
         outbox: durable events on their way to a collector.
         started_s: monotonic.
-        estimate: what is believed of the board.
-        readings, budget: of the last look; no budget before the first.
+        governor: what the budget rests on.
+        budget: of the last look; None before the first.
         link_up, link_reason, link_ups: the session stands, why it does not, how many there were.
         actor, actor_at_s, trainer, trainer_at_s: the last reports, and when (or when the child said hello).
-        acting_frac: share of one core that the actor used between its last two reports; 1 before.
         networks: which one acts, on what trial, and which never will again.
         last_swap: outcome of the newest.
         paused: training is, by a person's word.
@@ -105,8 +104,7 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
     children: dict[Role, Child]
     outbox: session.Outbox
     started_s: float
-    estimate: Estimate = Estimate()
-    readings: Readings = Readings()
+    governor: Governor
     budget: Budget | None = None
     link_up: bool = False
     link_reason: str = "not connected yet"
@@ -115,7 +113,6 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
     actor_at_s: float | None = None
     trainer: TrainerReport | None = None
     trainer_at_s: float | None = None
-    acting_frac: float = 1.0
     networks: trial.Networks = trial.Networks(installed=Swap(0, "", ""))
     last_swap: Swapped | None = None
     paused: bool = False
@@ -138,6 +135,10 @@ def open_world(
     now_s: float,
     adopted: Mapping[Role, int] | None = None,
     paused: bool = False,
+    prices: Prices | None = None,
+    cores: int = 1,
+    board: BoardFile | None = None,
+    carried: Carried | None = None,
 ) -> World:
     """The world as a supervisor finds it.
 
@@ -152,6 +153,10 @@ def open_world(
         now_s: monotonic seconds.
         adopted: pids of children that outlived a predecessor.
         paused: a person paused the training.
+        prices: of the installed network; None until it was read.
+        cores: of the processor.
+        board: what is known of the kind of board.
+        carried: what the link carried lately, as a predecessor noted it.
 
     Returns:
         The first step starts what should run and does not.
@@ -175,6 +180,9 @@ def open_world(
         started_s=now_s,
         networks=trial.open_networks(note, config.policy.bundle, now_s),
         paused=paused,
+        governor=governor.open_governor(
+            config, n_exits=n_exits, prices=prices, cores=cores, carried=carried, board=board
+        ),
     )
 
 
@@ -215,8 +223,10 @@ def step(world: World, event: bus.Input, now_s: float) -> tuple[World, list[bus.
     replace = msgspec.structs.replace
     effects: list[bus.Effect] = []
     match event:
-        case bus.Sensed(readings):
-            world = _allot(replace(world, readings=readings), now_s, effects)
+        case bus.Sensed():
+            world = _allot(replace(world, governor=governor.sensed(world.governor, event, now_s)), now_s, effects)
+        case bus.Priced():
+            world = replace(world, governor=governor.priced(world.governor, event))
         case bus.Spawned(role, pid) if role in world.children:
             world = _set_child(world, role, pid=pid, connected=False, since_s=now_s)
         case bus.Connected(role, pid):
@@ -267,25 +277,17 @@ def _set_child(world: World, role: Role, **changes: object) -> World:
 
 
 def _allot(world: World, now_s: float, effects: list[bus.Effect]) -> World:
-    """Look at the board again and tell everyone what they may spend."""
-    config = world.config
-    estimate = update(world.estimate, world.readings, now_s, config.govern)
-    budget = allot(
-        estimate,
-        config.govern,
-        n_exits=world.n_exits,
-        train_steps_hz=config.learn.train_steps_hz if config.learn.enabled else 0.0,
-        teacher_bytes_per_s=config.teacher.max_bytes_per_s if config.teacher.enabled else 0.0,
+    """Look at everything again and tell everyone what they may spend."""
+    after, budget = governor.allot(
+        world.governor,
+        actor=world.actor,
+        trainer=world.trainer,
         link_up=world.link_up,
-        has_frontier=world.actor is not None and world.actor.has_frontier,
-        acting_frac=_unlimited(world),
+        paused=world.paused,
+        now_s=now_s,
+        effects=effects,
     )
-    if world.paused:
-        why = {**budget.why, "train_steps_hz": PAUSED, "teacher_bytes_per_s": PAUSED}
-        budget = msgspec.structs.replace(budget, train_steps_hz=0.0, teacher_bytes_per_s=0.0, why=why)
-    if world.budget is not None and budget.why != world.budget.why:
-        effects.append(bus.Record("budget-changed", dict(budget.why)))
-    world = msgspec.structs.replace(world, estimate=estimate, budget=budget)
+    world = msgspec.structs.replace(world, governor=after, budget=budget)
     _tell_budget(world, now_s, effects)
     return world
 
@@ -340,12 +342,6 @@ def _outbox(world: World, event: OutboxEvent, now_s: float, effects: list[bus.Ef
     return world
 
 
-def _unlimited(world: World) -> float:
-    """What acting would use without the limit that stands, which must not be lifted because it works."""
-    left_frac = 1.0 if world.budget is None else world.budget.max_ops_frac
-    return world.acting_frac / max(BUSY_OPS_FRAC, left_frac)
-
-
 def _connected(world: World, role: Role, pid: int, now_s: float, effects: list[bus.Effect]) -> World:
     if role not in world.children:
         return world
@@ -396,11 +392,9 @@ def _heard(world: World, role: Role, told: Told, now_s: float, effects: list[bus
     replace = msgspec.structs.replace
     match told:
         case ActorReport():
-            previous, before_s = world.actor, world.actor_at_s
-            world = replace(world, actor=told, actor_at_s=now_s)
-            if previous is not None and previous.pid == told.pid and before_s is not None and now_s > before_s:
-                used_frac = (told.cpu_s - previous.cpu_s) / (now_s - before_s)
-                world = replace(world, acting_frac=min(1.0, max(0.0, used_frac)))
+            previous = world.actor
+            known = governor.acting(world.governor, told.network, effects)
+            world = replace(world, actor=told, actor_at_s=now_s, governor=known)
             # Of a socket nobody need ask; there the report itself shows that the loop turns.
             on_demand = world.config.plant.kind == "socket"
             max_exit = None if world.budget is None else world.budget.max_exit
@@ -485,10 +479,7 @@ def _ordered(world: World, message: bus.Received, now_s: float, effects: list[bu
     if message.retained and not isinstance(told, command.Bad):
         told = command.Bad(told.id, "retained: it would come back with every connection; send it without")
     if isinstance(told, command.Bad):
-        effects.append(bus.Record("bad-command", {"command": "exits", "id": told.id, "why": told.why[:500]}))
-        if told.id is not None:
-            _reply(world, wire.CommandReply(id=told.id, ok=False, why=told.why), effects)
-        return _count(world, "bad-command")
+        return _bad_command(world, "exits", told, effects)
     offered = _unexpired(world.offered, now_s)
     if len(offered) >= OFFERED_MAX:
         why = f"{len(offered)} orders wait for the actor's answer: send it again when the device acts"
@@ -497,6 +488,29 @@ def _ordered(world: World, message: bus.Received, now_s: float, effects: list[bu
     effects.append(bus.Tell("actor", told))
     until_s = None if told.left_s is None else now_s + told.left_s
     return msgspec.structs.replace(world, offered=(*offered, Order(told, until_s)))
+
+
+def _wished(world: World, message: bus.Received, now_s: float, effects: list[bus.Effect]) -> World:
+    """A command about the goals: it holds from now on."""
+    told = command.read_goals(message.payload, world.config.goals)
+    if message.retained and not isinstance(told, command.Bad):
+        told = command.Bad(told.id, "retained: it would come back with every connection; send it without")
+    if isinstance(told, command.Bad):
+        return _bad_command(world, "goals", told, effects)
+    until_s = None if told.left_s is None else now_s + told.left_s
+    wish = Wish(told.id, told.goals, told.named, now_s, until_s) if told.named else None
+    world = msgspec.structs.replace(world, governor=msgspec.structs.replace(world.governor, wish=wish))
+    in_force = {"goals": msgspec.to_builtins(told.goals)}
+    effects.append(bus.Record("goals-set", {"id": told.id, **in_force}))
+    _reply(world, wire.CommandReply(id=told.id, ok=True, detail=in_force), effects)
+    return _allot(_count(world, "goals-set"), now_s, effects)
+
+
+def _bad_command(world: World, name: str, told: command.Bad, effects: list[bus.Effect]) -> World:
+    effects.append(bus.Record("bad-command", {"command": name, "id": told.id, "why": told.why[:500]}))
+    if told.id is not None:
+        _reply(world, wire.CommandReply(id=told.id, ok=False, why=told.why), effects)
+    return _count(world, "bad-command")
 
 
 def _unexpired(orders: tuple[Order, ...], now_s: float) -> tuple[Order, ...]:
@@ -517,6 +531,8 @@ def _received(world: World, message: bus.Received, now_s: float, effects: list[b
             return _outbox(world, session.Acked(ack.stream, ack.up_to), now_s, effects)
         if (topic.channel, topic.type) == ("cmd", "exits"):
             return _ordered(world, message, now_s, effects)
+        if (topic.channel, topic.type) == ("cmd", "goals"):
+            return _wished(world, message, now_s, effects)
         raise MessageError(f"no device listens on {topic.channel}/{topic.type}")
     except MessageError:
         return _count(world, "malformed-messages")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
-from edgert.control import PAUSED, World
+from edgert.control import World
 from edgert.govern import trial
+from edgert.govern.governor import PAUSED, Governor, setup
 from edgert.values import TrainOrder
 
 
@@ -25,7 +26,7 @@ def document(world: World, now_s: float) -> dict[str, object]:
         ours: one document for the terminal, the broker and the report.
     """
     builtins = msgspec.to_builtins
-    config, readings = world.config, world.readings
+    config, readings = world.config, world.governor.readings
     return {
         "device": config.device.id,
         "fleet": config.device.fleet,
@@ -44,8 +45,11 @@ def document(world: World, now_s: float) -> dict[str, object]:
             "temp_c": readings.temp_c.value,
             "battery_frac": readings.battery_frac.value if readings.has_battery else None,
             "power_w": readings.power_w.value,
+            "throttled": [] if readings.throttle is None else list(readings.throttle.now),
+            "throttled_since_boot": [] if readings.throttle is None else list(readings.throttle.since_boot),
         },
         "budget": builtins(world.budget),
+        **governed(world.governor),
         "children": {role: builtins(child) for role, child in world.children.items()},
         "actor": builtins(world.actor),
         "actor_age_s": None if world.actor_at_s is None else round(now_s - world.actor_at_s, 3),
@@ -64,6 +68,33 @@ def document(world: World, now_s: float) -> dict[str, object]:
             "networks_rolled_back": world.counters.get("networks-rolled-back", 0),
         },
         "counters": dict(world.counters),
+    }
+
+
+def governed(governor: Governor) -> dict[str, object]:
+    """What the governor wants, believes, and doubts.
+
+    Args:
+        governor: of the supervisor.
+
+    Returns:
+        `goals`: in force, whose wish they are, and of each what became of it; `estimates`: name with its unit ->
+        mean, standard deviation, age and source; `refused`: sensor -> samples that were not believed.
+
+    Raises:
+        nothing.
+    Source:
+        ours: who asks why a device is slow reads goals, then reasons, then what they rest on.
+    """
+    state, goals = governor.state, setup(governor).goals
+    return {
+        "goals": {
+            "wanted": msgspec.to_builtins(goals),
+            "order": None if governor.wish is None else governor.wish.id,
+            "verdicts": msgspec.to_builtins(state.verdicts),
+        },
+        "estimates": {name: msgspec.to_builtins(each) for name, each in state.figures.items()},
+        "refused": governor.seen.refused,
     }
 
 

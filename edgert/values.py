@@ -99,8 +99,15 @@ class Budget(msgspec.Struct, frozen=True, tag_field="t", tag="budget"):
         max_exit: deepest exit the actor may reach, 0-based.
         train_steps_hz: gradient steps a second the trainer may take.
         teacher_bytes_per_s: bytes a second, both ways, for teacher knowledge.
-        why: limit name -> the named reason that set it, in words.
+        why: limit name -> the named reason that set it; `govern.reasons` explains each.
         max_ops_frac: what a tick may cost on average, as a share of the network without exits; 1 is no limit.
+        point: index of the acting bundle's frontier point to run at; None leaves it to the bundle, and to
+            `max_ops_frac`.
+        deadline_s: observation in hand -> action chosen; None leaves it to the configuration.
+        telemetry_s: between two status documents over the link.
+        accept_jobs: there is room for work that others bring.
+        trainer_cpu_frac: most CPU time of the trainer, as a share of all cores, where it can be enforced; None: any.
+        clock_frac: highest clock of the CPU, as a share of what it has, where it can be enforced; None: any.
     """
 
     max_exit: int
@@ -108,6 +115,71 @@ class Budget(msgspec.Struct, frozen=True, tag_field="t", tag="budget"):
     teacher_bytes_per_s: float
     why: dict[str, str] = {}
     max_ops_frac: float = 1.0
+    point: int | None = None
+    deadline_s: float | None = None
+    telemetry_s: float = 1.0
+    accept_jobs: bool = True
+    trainer_cpu_frac: float | None = None
+    clock_frac: float | None = None
+
+
+class Clock(msgspec.Struct, frozen=True):
+    """The time of the wall, for goals that a person states in it.
+
+    Attributes:
+        day: local date, as days since 1 January of the year 1.
+        second_s: of that day.
+    """
+
+    day: int
+    second_s: float
+
+
+class Carried(msgspec.Struct, frozen=True):
+    """Bytes that crossed the link on one local day, both ways, as far as they were counted."""
+
+    day: int
+    total_bytes: int
+
+
+class Choice(msgspec.Struct, frozen=True, kw_only=True):
+    """One way to run the acting network, and what was measured of it.
+
+    Attributes:
+        point: index of the frontier's point, if it is one.
+        max_exit: the deepest exit it may reach.
+        ops_frac: mean operations of a tick, as a share of the network without exits.
+        shares: of the ticks, that each exit answers; what is missing to 1 repeats the action before.
+        repeat: ticks that an action is applied for once it was decided surely enough.
+        return_frac: normalised return; None where nobody measured it.
+    """
+
+    point: int | None = None
+    max_exit: int
+    ops_frac: float
+    shares: tuple[float, ...]
+    repeat: int = 1
+    return_frac: float | None = None
+
+
+class Prices(msgspec.Struct, frozen=True, kw_only=True):
+    """What the acting network can be run as, and what that should cost on this board.
+
+    Attributes:
+        rate_hz: decisions a second.
+        exits_s: seconds from observation to answer, one entry an exit, shallow to deep.
+        spread_frac: how far single answers lie from these, as one standard deviation.
+        source: bundle: measured on a board like this; bench: on this very one; ops: from counted operations.
+        own: what the bundle asks for.
+        points: of its frontier, from cheap to dear; empty where it has none.
+    """
+
+    rate_hz: float = 20.0
+    exits_s: tuple[float, ...]
+    spread_frac: float = 0.3
+    source: Literal["bundle", "bench", "ops"] = "ops"
+    own: Choice
+    points: tuple[Choice, ...] = ()
 
 
 class Operating(msgspec.Struct, frozen=True):
@@ -216,6 +288,8 @@ class ActorReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag=
         network: the one that acts, as it was told; None while none does.
         played: for each of `returns` the generation that played all of that episode; None when a swap fell into it.
         reward, rewarded: sum of the rewards that were seen, and how many.
+        exits_s, exits_s2: seconds from observation to answer, one entry an exit: their sum, and that of their squares.
+        costs_s: median seconds at each exit that `edgert policy bench` measured on this board; empty when nobody did.
     """
 
     pid: int
@@ -242,6 +316,9 @@ class ActorReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag=
     played: list[int | None] = []
     reward: float = 0.0
     rewarded: int = 0
+    exits_s: list[float] = []
+    exits_s2: list[float] = []
+    costs_s: list[float] = []
 
 
 class TrainerReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag="trainer"):

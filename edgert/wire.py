@@ -16,6 +16,13 @@ import cbor2
 import msgspec
 
 from edgert.errors import MessageError, UsageError
+from edgert.offers import Key as Key
+from edgert.offers import KeyId as KeyId
+from edgert.offers import KeyList as KeyList
+from edgert.offers import PolicyChunk as PolicyChunk
+from edgert.offers import PolicyOffer as PolicyOffer
+from edgert.offers import PolicyReport as PolicyReport
+from edgert.offers import Signed as Signed
 
 ROOT = "edgert/v1"
 VERSION = 1
@@ -163,6 +170,21 @@ class ExitsCommand(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema"
     v: int = VERSION
 
 
+class GoalsCommand(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag="goals-command"):
+    """What is wanted of a device instead of its configured goals, `fleet.command` judges it; nothing: those come back.
+
+    Attributes:
+        id: of this command, a topic segment; the reply is found under it.
+        goals: names of the configuration's section [goals] -> values; what is not named stays as configured.
+        valid_s: how long this holds, from its arrival on; None until further notice, or the next start.
+    """
+
+    id: str
+    goals: dict[str, object] = {}
+    valid_s: float | None = None
+    v: int = VERSION
+
+
 class CommandReply(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag="command-reply"):
     """What a device made of a command; expendable, an event tells the same.
 
@@ -177,6 +199,91 @@ class CommandReply(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema"
     ok: bool
     why: str = ""
     detail: dict[str, object] = {}
+    v: int = VERSION
+
+
+class TwinDesired(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag="twin-desired"):
+    """All that the fleet wants of a device, whole and retained; `fleet.twin` judges it.
+
+    Attributes:
+        epoch, version: the greater epoch counts, then the greater version.
+        settings: name -> value; what is not named is as configured.
+    """
+
+    epoch: Sequence
+    version: Sequence
+    settings: dict[str, object] = {}
+    v: int = VERSION
+
+
+class TwinReported(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag="twin-reported"):
+    """What a device has made of the fleet's wishes, whole and retained.
+
+    Attributes:
+        epoch, version, digest: of the document that this answers; 0, 0 and empty when there was none yet.
+        settings: name -> value in force, for everything that can be set.
+        refused: name -> why it is not as wished.
+    """
+
+    epoch: Sequence
+    version: Sequence
+    digest: str = ""
+    settings: dict[str, object] = {}
+    refused: dict[str, str] = {}
+    v: int = VERSION
+
+
+class JobOrder(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag="job-order"):
+    """Something to be done once; sent again under the same id, it is answered again and not done again.
+
+    Attributes:
+        id: a topic segment, unique for ever.
+        kind, args: what to do, see `fleet.kinds`.
+        issued_s: seconds since the Unix epoch, by the sender's clock.
+        not_after_s: not to be started later than this, likewise.
+        valid_s: how long it may wait from its arrival on.
+        timeout_s: patience with it once it runs.
+        when: conditions that must hold before it starts, see `fleet.when`.
+    """
+
+    id: str
+    kind: str
+    args: dict[str, object] = {}
+    issued_s: float
+    not_after_s: float | None = None
+    valid_s: float | None = None
+    timeout_s: float | None = None
+    when: dict[str, object] = {}
+    v: int = VERSION
+
+
+class JobCancel(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag="job-cancel"):
+    """Not to be done, or not to be gone on with; also of a job that has not arrived yet."""
+
+    id: str
+    issued_s: float
+    v: int = VERSION
+
+
+class JobState(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag="job-state"):
+    """Where a job stands, retained until it is forgotten; under the schedule's name where it comes from one.
+
+    Attributes:
+        id, kind: of the job.
+        state: `received`, `scheduled`, `running`; in the end `done`, `failed`, `cancelled`, `expired` or `refused`.
+        why: of the state.
+        attempt: how often it was begun.
+        origin: the schedule it comes from, or empty.
+        result: what came of it.
+    """
+
+    id: str
+    kind: str
+    state: str
+    why: str = ""
+    attempt: int = 0
+    origin: str = ""
+    result: dict[str, object] = {}
     v: int = VERSION
 
 
@@ -227,8 +334,49 @@ class KnowAnswer(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", 
     retry_s: Wait = 0.0
 
 
-Message = Status | Telemetry | Event | EventAck | ExitsCommand | CommandReply | KnowAsk | KnowAnswer
-M = TypeVar("M", Status, Telemetry, Event, EventAck, ExitsCommand, CommandReply, KnowAsk, KnowAnswer)
+Message = (
+    Status
+    | Telemetry
+    | Event
+    | EventAck
+    | ExitsCommand
+    | GoalsCommand
+    | CommandReply
+    | TwinDesired
+    | TwinReported
+    | JobOrder
+    | JobCancel
+    | JobState
+    | KnowAsk
+    | KnowAnswer
+    | KeyList
+    | Signed
+    | PolicyOffer
+    | PolicyChunk
+    | PolicyReport
+)
+M = TypeVar(
+    "M",
+    Status,
+    Telemetry,
+    Event,
+    EventAck,
+    ExitsCommand,
+    GoalsCommand,
+    CommandReply,
+    TwinDesired,
+    TwinReported,
+    JobOrder,
+    JobCancel,
+    JobState,
+    KnowAsk,
+    KnowAnswer,
+    KeyList,
+    Signed,
+    PolicyOffer,
+    PolicyChunk,
+    PolicyReport,
+)
 
 
 _LATER: dict[type, dict[str, object]] = {KnowAsk: {"actions": ""}, KnowAnswer: {"kind": "q", "retry_s": 0.0}}
@@ -269,6 +417,25 @@ def encode(message: Message, unknown: dict[str, object] | None = None) -> bytes:
             "send less at once"
         )
     return payload
+
+
+def signed_bytes(signed: Signed) -> bytes:
+    """What a signature of a `Signed` is made of.
+
+    Args:
+        signed: its own signature plays no part.
+
+    Returns:
+        The bytes: 16 that say what they are for, then a CBOR array of everything else in the order of the fields.
+
+    Raises:
+        Nothing.
+    Source:
+        RFC 8949 section 4.2 (deterministic encoding); the leading words keep a signature from being taken for one of
+        something else.
+    """
+    said = [signed.fleet, signed.to, signed.counter, signed.not_after_s, signed.payload, signed.key]
+    return b"edgert-signed-1\0" + cbor2.dumps(said)
 
 
 def decode(payload: bytes, expected: type[M]) -> tuple[M, dict[str, object]]:

@@ -309,3 +309,16 @@ def test_an_action_set_has_a_name_where_its_actions_have():
     assert bundle.action_set(names) == bundle.action_set(list(names)) == "ee11b24b"
     others = (("UP", "NOOP", "DOWN"), ("NOOP,UP", "DOWN"), names[:2])
     assert len({bundle.action_set(each) for each in (names, *others)}) == 4
+
+
+def test_a_signature_is_put_beside_the_members_and_changes_none_of_them() -> None:
+    plain = bundle.write(manifest(), CONTENT)
+    signed = bundle.with_signature(plain, b"word")
+    assert bundle.read(signed)._replace(signature=None) == bundle.read(plain)
+    assert bundle.read(signed).signature == b"word"
+    assert bundle.with_signature(signed, None) == plain == bundle.with_signature(plain, None)
+    assert bundle.read(plain).encoded == unzip(plain)["manifest.json"]
+    with pytest.raises(ArtifactError, match="too many"):
+        bundle.with_signature(plain, b"x" * 5000)
+    with pytest.raises(ArtifactError):
+        bundle.with_signature(b"PK", b"word")

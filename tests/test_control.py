@@ -10,7 +10,8 @@ from edgert import bus, config, control, wire
 from edgert.bus import Effect, Input
 from edgert.control import Child, World
 from edgert.fleet import session
-from edgert.govern import trial
+from edgert.govern import governor, trial
+from edgert.govern.cost import unknown
 from edgert.status import document
 from edgert.values import (
     EXITS_ORDER_ENDED,
@@ -401,28 +402,6 @@ def test_the_budget_asks_for_a_cheaper_setting_where_the_actor_has_one() -> None
         assert (world.budget.max_exit, world.budget.max_ops_frac < 1) == (max_exit, True)
 
 
-def test_a_limit_on_acting_is_not_lifted_because_it_works() -> None:
-    busy = bus.Sensed(Readings(temp_c=Reading(40.0), load_frac=Reading(1.0)))
-    world, _ = feed(started(), (1.0, bus.Heard("actor", report(has_frontier=True, cpu_s=1.0))))
-    limits = []
-    for second, used_s in enumerate((0.12, 0.07, 0.07, 0.04), 2):
-        assert world.actor is not None
-        told = report(has_frontier=True, cpu_s=world.actor.cpu_s + used_s)
-        world, _ = feed(world, (float(second), bus.Heard("actor", told)), (float(second), busy))
-        assert world.budget is not None
-        limits.append(world.budget.max_ops_frac < 1)
-    assert limits == [True, True, True, False]
-
-
-def test_what_acting_costs_is_measured_between_two_reports_of_one_actor() -> None:
-    world, _ = feed(started(), (1.0, bus.Heard("actor", report(cpu_s=1.0))))
-    assert world.acting_frac == 1.0, "unknown is judged as the worst"
-    world, _ = feed(world, (3.0, bus.Heard("actor", report(cpu_s=1.1))))
-    assert world.acting_frac == pytest.approx(0.05)
-    world, _ = feed(world, (4.0, bus.Heard("actor", report(pid=99, cpu_s=0.5))))
-    assert world.acting_frac == pytest.approx(0.05), "another process's clock"
-
-
 def test_programs_of_the_users_ask_through_the_same_budget() -> None:
     world, effects = feed(started(), (1.0, bus.Sensed(Readings())), (1.0, bus.AskersHere((7,))))
     assert world.budget is not None
@@ -520,7 +499,7 @@ def test_pausing_takes_the_budget_of_training_and_outlives_a_restart() -> None:
     assert world.budget is not None and world.budget.train_steps_hz > 0
     world, effects = control.step(world, bus.TrainOrdered(TrainOrder("a", "pause")), 2.0)
     assert world.budget is not None and (world.budget.train_steps_hz, world.budget.teacher_bytes_per_s) == (0, 0)
-    assert world.budget.why["train_steps_hz"] == control.PAUSED and bus.Pause(True) in effects
+    assert world.budget.why["train_steps_hz"] == governor.PAUSED and bus.Pause(True) in effects
     assert world.budget.max_exit == 2, "acting goes on"
     world, effects = control.step(world, bus.TrainOrdered(TrainOrder("b", "pause")), 3.0)
     assert not of(effects, bus.Record), "it was so already"
@@ -537,3 +516,50 @@ def test_a_candidate_now_is_the_trainers_to_make() -> None:
     order = TrainOrder("a", "now")
     _, effects = control.step(started(), bus.TrainOrdered(order), 1.0)
     assert bus.Tell("trainer", order) in effects and not of(effects, bus.Pause)
+
+
+def goals_told(world: World, now_s: float, **fields: object) -> tuple[World, list[Effect]]:
+    payload = cbor2.dumps({"schema": "goals-command", "v": 1, "id": "g1", **fields})
+    return control.step(world, bus.Received("edgert/v1/default/d1/cmd/goals/-", payload, None), now_s)
+
+
+def test_goals_of_the_fleet_hold_at_once_are_answered_and_end() -> None:
+    world, effects = goals_told(started(), 1.0, goals={"max_power_w": 0.1}, valid_s=10.0)
+    assert [(reply.id, reply.ok, reply.detail["goals"]["max_power_w"]) for reply in replies(effects)] == [  # type: ignore[index]  # plain maps
+        ("g1", True, 0.1)
+    ]
+    told = document(world, 1.0)
+    assert told["goals"]["order"] == "g1" and told["goals"]["verdicts"]["power"]["met"] is False  # type: ignore[index]
+    assert "power_w" in told["estimates"]  # type: ignore[operator]
+    world, effects = feed(world, (12.0, bus.Sensed(Readings(load_frac=Reading(0.1)))))
+    assert world.governor.wish is None
+    assert "goals-order-ended" in {effect.name for effect in of(effects, bus.Record)}
+    world, _ = goals_told(world, 13.0, goals={"bytes_per_day": 5})
+    world, _ = goals_told(world, 14.0)
+    assert world.governor.wish is None, "without any, the configuration's come back"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"goals": {"max_power_w": -1.0}},
+        {"goals": {"max_power_w": float("nan")}},
+        {"goals": {"nonsense": 1}},
+        {"goals": {"last_until": "25:00"}},
+        {"goals": {"priorities": ["link", "link", "link"]}},
+        {"goals": {"max_power_w": 3.0}, "valid_s": 0.0},
+        {"goals": 3},
+        {"id": "a/b"},
+    ],
+)
+def test_goals_that_make_no_sense_change_nothing(fields: dict[str, object]) -> None:
+    world, _ = goals_told(started(), 1.0, **fields)
+    assert world.governor.wish is None and world.counters["bad-command"] == 1
+
+
+def test_the_prices_of_a_new_network_are_asked_for_and_taken() -> None:
+    swap = Swap(1, "/g1", "a")
+    world, effects = feed(started(), (1.0, bus.Heard("actor", report(network=swap))))
+    assert of(effects, bus.Price) == [bus.Price(swap)]
+    world, _ = feed(world, (2.0, bus.Priced(swap, unknown(3, 7.0))))
+    assert world.governor.prices.rate_hz == 7.0

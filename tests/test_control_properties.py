@@ -7,12 +7,14 @@ from hypothesis import strategies as st
 
 from edgert import bus, config, control, wire
 from edgert.bus import Input
+from edgert.govern.cost import unknown
 from edgert.status import document
 from edgert.values import (
     ActorReport,
     Ask,
     Budget,
     Candidate,
+    Clock,
     ExitsSet,
     Happened,
     Operating,
@@ -45,6 +47,7 @@ topics = st.sampled_from(
         "edgert/v1/default/d1/cmd/ack/-",
         "edgert/v1/a/b/c/d/e",
         "edgert/v1/default/d1/cmd/zz/-",
+        "edgert/v1/default/d1/cmd/goals/-",
     ]
 )
 told: st.SearchStrategy[Told] = st.one_of(
@@ -134,7 +137,13 @@ inputs: st.SearchStrategy[Input] = st.one_of(
     ),
     st.integers(0, 20).flatmap(lambda n: st.just(bus.Stored(1, n))),
     st.builds(bus.Refused, seq=st.integers(0, 30)),
-    st.builds(bus.Sensed, readings=st.just(Readings())),
+    st.builds(
+        bus.Sensed,
+        readings=st.just(Readings()),
+        clock=st.sampled_from([None, Clock(1, 5.0)]),
+        carried_bytes=st.one_of(st.none(), st.integers(0, 9)),
+    ),
+    st.builds(bus.Priced, network=st.just(Swap(0, "/p.edgert", "")), prices=st.sampled_from([None, unknown(3)])),
     st.just(bus.Tick()),
     st.builds(
         bus.TrainOrdered,

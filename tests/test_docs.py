@@ -66,8 +66,11 @@ def config_table() -> str:
     """Every key with default, range and meaning, out of what `edgert init` writes."""
     rows, section, said = ["| key | default | right values | meaning |", "|---|---|---|---|"], "", ""
     for line in commented_default({"device.id": "x", "policy.bundle": "x"}).splitlines()[1:]:
-        if begun := re.fullmatch(r"\[(\w+)\]", line):
+        if begun := re.fullmatch(r"(?:\[|#\[\[)([\w.]+)\]{1,2}", line):
             section = begun[1]
+        elif inner := re.fullmatch(r"#  (\w+) = (.*?)  #( required\.| an example\.)? (.*) \[(.*)\]", line):
+            default = {" required.": "required", " an example.": "unset"}.get(inner[3], f"`{inner[2]}`")
+            rows.append(f"| `{section}.{inner[1]}` | {default} | {inner[5]} | {inner[4]} |")
         elif line.startswith("# "):
             said = line[2:]
         elif key := re.fullmatch(r"(#?)(\w+) = (.*)", line):
@@ -93,6 +96,12 @@ def test_every_file_that_is_named_is_there(page: Path) -> None:
     missing = [target for target in linked if target and not (page.parent / target).exists()]
     missing += [name for name in named if name not in NO_FILES and not (HOUSE / name).exists()]
     assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(HOUSE)))
+def test_every_test_that_is_named_is_there(page: Path) -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page.read_text())
+    assert [name for path, name in named if f"def {name}(" not in (HOUSE / path).read_text()] == []
 
 
 def test_every_anchor_leads_somewhere() -> None:

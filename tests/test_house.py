@@ -15,7 +15,10 @@ FILES = sorted((HOUSE / "edgert").rglob("*.py"))
 MAX_LINES = 600
 
 CORE = (
+    "offers",
     "wire",
+    "tables",
+    "hardware",
     "config",
     "kernels",
     "nets",
@@ -28,6 +31,8 @@ CORE = (
     "govern",
     "fleet",
     "control",
+    "guard",
+    "device",
 )
 BANNED_CALLS = ("open", "print", "input", "breakpoint", "datetime.now", "datetime.utcnow", "date.today", "time.time")
 BANNED_MODULES = ("np.random", "numpy.random")

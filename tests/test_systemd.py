@@ -8,13 +8,18 @@ from pathlib import Path
 import pytest
 
 from edgert import cli
-from edgert.config import Config, Device, Policy
+from edgert.config import Config, Device, Limits, Policy
+from edgert.ports.board import pi
+from edgert.ports.levers import NVPMODEL_S
 from edgert.ports.process import Layout
 from edgert.programs import supervisor
 
 UNITS = sorted((Path(__file__).parents[1] / "systemd").glob("*.service"))
 DEVICE = next(unit for unit in UNITS if unit.name == "edgert.service")
+SENSORS = Path(__file__).parents[1] / "systemd" / "edgert-sensors.conf"
+HELPER = next(unit for unit in UNITS if unit.name == "edgert-limits.service")
 EXPOSURE_MAX = 20  # in tenths, as --threshold= counts
+HELPER_EXPOSURE_MAX = 21  # root by its nature, with three capabilities left
 
 named = pytest.mark.parametrize("unit", UNITS, ids=lambda unit: str(unit.name))
 needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
@@ -45,7 +50,8 @@ def test_systemd_finds_nothing_to_complain_about(unit: Path, tmp_path: Path) -> 
 @needs_systemd
 @named
 def test_the_sandbox_is_tight(unit: Path) -> None:
-    command = ["systemd-analyze", "security", "--offline=true", f"--threshold={EXPOSURE_MAX}", str(unit)]
+    most = HELPER_EXPOSURE_MAX if unit == HELPER else EXPOSURE_MAX
+    command = ["systemd-analyze", "security", "--offline=true", f"--threshold={most}", str(unit)]
     told = subprocess.run(command, capture_output=True, text=True, check=False)
     if "unrecognized option" in told.stderr:
         pytest.skip("this systemd-analyze cannot look at a file: it is older than 250")
@@ -92,3 +98,40 @@ def test_the_cpu_load_may_be_read() -> None:
 def test_systemd_is_told_when_it_is_ready_and_that_it_progresses() -> None:
     assert settings(DEVICE)["Type"] == ["notify"]
     assert seconds(DEVICE, "WatchdogSec") == 30
+
+
+def test_the_helper_may_do_what_it_is_there_for_and_nothing_else() -> None:
+    unit, section = settings(HELPER), Limits()
+    assert section.socket == f"/run/{unit['RuntimeDirectory'][0]}/limits.sock"
+    assert section.state_dir == f"/var/lib/{unit['StateDirectory'][0]}"
+    assert section.user == settings(DEVICE)["User"][0]
+    assert unit["CapabilityBoundingSet"] == ["CAP_SYS_NICE CAP_CHOWN CAP_DAC_OVERRIDE"]
+    assert unit["ReadWritePaths"] == ["-/sys/fs/cgroup -/sys/devices/system/cpu"]
+    assert unit["RestrictAddressFamilies"] == ["AF_UNIX"]
+    assert seconds(HELPER, "TimeoutStopSec") > NVPMODEL_S
+
+
+def test_the_drop_in_opens_the_devices_of_sensors_and_nothing_else() -> None:
+    text = SENSORS.read_text()
+    said = settings(SENSORS)
+    assert said == {
+        "PrivateDevices": ["no"],
+        "DevicePolicy": ["closed"],
+        "DeviceAllow": ["/dev/vcio rw"],
+        "SupplementaryGroups": ["video"],
+    }
+    assert "#DeviceAllow=char-i2c rw" in text and "#SupplementaryGroups=i2c" in text
+    assert settings(DEVICE)["PrivateDevices"] == ["yes"], "the unit itself stays tight"
+    assert said["DeviceAllow"][0].split()[0] == pi.MAILBOX
+
+
+@needs_systemd
+def test_systemd_takes_the_drop_in_with_all_of_it_switched_on(tmp_path: Path) -> None:
+    copy = tmp_path / DEVICE.name
+    copy.write_text(DEVICE.read_text().replace("/opt/edgert/bin/edgert", "/bin/true"))
+    folder = tmp_path / f"{DEVICE.name}.d"
+    folder.mkdir()
+    everything = re.sub(r"^#(?=[A-Z]\w+=)", "", SENSORS.read_text(), flags=re.MULTILINE)
+    (folder / "sensors.conf").write_text(everything)
+    told = subprocess.run(["systemd-analyze", "verify", copy], capture_output=True, text=True, check=False)
+    assert (told.returncode, told.stderr) == (0, "")

@@ -25,7 +25,23 @@ VECTORS: dict[str, wire.Message] = {
     "event-ack": wire.EventAck(stream="9b1d", up_to=(1 << 63) - 1),
     "exits-command": wire.ExitsCommand(id="c1", thresholds=(0.25, 1.0), repeat=2, hold_threshold=0.5, valid_s=60.0),
     "exits-command-reset": wire.ExitsCommand(id="c2"),
+    "goals-command": wire.GoalsCommand(id="g1", goals={"last_until": "18:00", "max_power_w": 2.5}, valid_s=3600.0),
     "command-reply": wire.CommandReply(id="c1", ok=False, why="pinned", detail={"point": None}),
+    "twin-desired": wire.TwinDesired(epoch=1_795_236_400, version=3, settings={"labels": {"site": "north"}}),
+    "twin-reported": wire.TwinReported(
+        epoch=1_795_236_400, version=3, digest="0123456789abcdef", settings={"learn.paused": False}, refused={"x": "no"}
+    ),
+    "job-order": wire.JobOrder(
+        id="j1",
+        kind="fetch",
+        args={"for_s": 60.0},
+        issued_s=1_795_236_400.5,
+        valid_s=3600.0,
+        when={"link": "unmetered"},
+    ),
+    "job-order-bare": wire.JobOrder(id="j2", kind="train", issued_s=0.0),
+    "job-cancel": wire.JobCancel(id="j1", issued_s=1_795_236_401.5),
+    "job-state": wire.JobState(id="j1", kind="fetch", state="done", attempt=1, origin="night", result={"bytes": 9}),
     "know-ask": wire.KnowAsk(
         task="breakout", obs_shape=(10, 10, 4), n_actions=6, count=2, codec=1, data=bytes(range(16))
     ),
@@ -38,6 +54,19 @@ VECTORS: dict[str, wire.Message] = {
     "know-answer-over-budget": wire.KnowAnswer(
         teacher="0123456789abcdef", count=0, codec=1, data=b"", error="over-budget", retry_s=2.5
     ),
+    "key-list": wire.KeyList(
+        serial=2,
+        keys=(wire.Key(id="66687aadf862bd77", public=bytes(32), uses=("bundle", "keys"), name="ci", not_after_s=2e9),),
+        revoked=("0123456789abcdef",),
+    ),
+    "signed": wire.Signed(
+        fleet="f", to="label:lab", counter=7, not_after_s=2e9, payload=b"p", key="66687aadf862bd77", signature=bytes(64)
+    ),
+    "policy-offer": wire.PolicyOffer(
+        id="r1", name="n", sha256="0" * 64, size_bytes=5000, chunk_bytes=4096, hashes=bytes(32), version=3
+    ),
+    "policy-chunk": wire.PolicyChunk(data=b"\x00\xff"),
+    "policy-report": wire.PolicyReport(id="r1", stage="held", code="no-space", why="full", version=3, size_bytes=5000),
 }
 SCHEMAS = (
     wire.Status,
@@ -45,9 +74,20 @@ SCHEMAS = (
     wire.Event,
     wire.EventAck,
     wire.ExitsCommand,
+    wire.GoalsCommand,
     wire.CommandReply,
+    wire.TwinDesired,
+    wire.TwinReported,
+    wire.JobOrder,
+    wire.JobCancel,
+    wire.JobState,
     wire.KnowAsk,
     wire.KnowAnswer,
+    wire.KeyList,
+    wire.Signed,
+    wire.PolicyOffer,
+    wire.PolicyChunk,
+    wire.PolicyReport,
 )
 
 TEXT = st.text(max_size=12)
@@ -63,6 +103,7 @@ AT = st.floats(allow_nan=False)
 SEQ = st.integers(0, (1 << 63) - 1)
 COUNT, SIDE = st.integers(0, 4096), st.integers(1, 4096)
 CODED = {"count": COUNT, "codec": st.integers(0, 2**40), "data": st.binary(max_size=60)}
+KEY_ID = st.text("0123456789abcdef", min_size=16, max_size=16)
 MESSAGES = st.one_of(
     st.builds(wire.Status, online=st.booleans(), session=TEXT, version=TEXT, task=TEXT),
     st.builds(wire.Telemetry, at_s=AT, status=DOCUMENTS),
@@ -78,7 +119,20 @@ MESSAGES = st.one_of(
         max_ops_frac=AT,
         valid_s=st.none() | AT,
     ),
+    st.builds(wire.GoalsCommand, id=TEXT, goals=DOCUMENTS, valid_s=st.none() | AT),
     st.builds(wire.CommandReply, id=TEXT, ok=st.booleans(), why=TEXT, detail=DOCUMENTS),
+    st.builds(wire.TwinDesired, epoch=SEQ, version=SEQ, settings=DOCUMENTS),
+    st.builds(
+        wire.TwinReported,
+        epoch=SEQ,
+        version=SEQ,
+        digest=TEXT,
+        settings=DOCUMENTS,
+        refused=st.dictionaries(TEXT, TEXT, max_size=3),
+    ),
+    st.builds(wire.JobOrder, id=TEXT, kind=TEXT, args=DOCUMENTS, issued_s=AT, valid_s=st.none() | AT, when=DOCUMENTS),
+    st.builds(wire.JobCancel, id=TEXT, issued_s=AT),
+    st.builds(wire.JobState, id=TEXT, kind=TEXT, state=TEXT, attempt=st.integers(0, 9), result=DOCUMENTS),
     st.builds(wire.KnowAsk, task=TEXT, obs_shape=st.tuples(SIDE, SIDE, SIDE), n_actions=SIDE, actions=TEXT, **CODED),
     st.builds(
         wire.KnowAnswer,
@@ -88,6 +142,38 @@ MESSAGES = st.one_of(
         retry_s=st.floats(0, 86_400),
         **CODED,
     ),
+    st.builds(
+        wire.KeyList,
+        serial=st.integers(1, (1 << 63) - 1),
+        keys=st.lists(
+            st.builds(wire.Key, id=KEY_ID, public=st.binary(min_size=32, max_size=32), uses=st.just(("keys",))),
+            max_size=3,
+        ).map(tuple),
+        revoked=st.lists(KEY_ID, max_size=3).map(tuple),
+    ),
+    st.builds(
+        wire.Signed,
+        fleet=TEXT,
+        to=st.text(max_size=20),
+        counter=SEQ,
+        not_after_s=AT,
+        payload=st.binary(max_size=64),
+        key=KEY_ID,
+        signature=st.binary(max_size=64),
+    ),
+    st.builds(
+        wire.PolicyOffer,
+        id=TEXT,
+        name=st.text(max_size=20),
+        sha256=st.just("a" * 64),
+        size_bytes=st.integers(1, 1 << 28),
+        chunk_bytes=st.integers(1024, 1 << 18),
+        hashes=st.binary(max_size=64),
+        version=st.integers(1, 1 << 40),
+        url=st.text(max_size=20),
+    ),
+    st.builds(wire.PolicyChunk, data=st.binary(max_size=256)),
+    st.builds(wire.PolicyReport, id=TEXT, stage=TEXT, code=TEXT, why=TEXT, version=SEQ, kept=TEXT, floor=SEQ),
 )
 
 

@@ -34,10 +34,14 @@ VERBS = {
     "status": Verb("edgert.cli.watch", "status", "what the device on this machine is doing"),
     "top": Verb("edgert.cli.watch", "top", "the same, live"),
     "train": Verb("edgert.cli.train", "main", "the training on this device: status, pause, resume, now"),
-    "policy": Verb("edgert.cli.policy", "policy", "check a bundle, and find what runs it fastest on this board"),
+    "policy": Verb("edgert.cli.policy", "policy", "check or sign a bundle, find what runs it fastest here"),
+    "key": Verb("edgert.cli.key", "key", "the keys that policies and commands are signed with"),
     "fleet": Verb("edgert.cli.fleet", "main", "command devices over MQTT: how early their networks may answer"),
+    "board": Verb("edgert.cli.board", "main", "this board: what it is, what it measures, what can be set on it"),
+    "limits": Verb("edgert.programs.limits", "main", "the privileged helper that sets limits (a systemd unit)"),
     "teacher": Verb("edgert.programs.teacher", "main", "answer the questions of devices with a bigger policy"),
     "demo": Verb("edgert.programs.demo", "main", "see it all work on this machine, in two minutes"),
+    "sim": Verb("edgert.cli.sim", "main", "let a simulated board live through heat, an empty battery or a bad link"),
     "bench": Verb("edgert.programs.bench", "main", "measure"),
 }
 

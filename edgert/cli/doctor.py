@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import datetime
 import importlib.metadata
 import json
 import os
@@ -50,6 +51,10 @@ print(len(policy.golden_obs))
 # As `ports.runtime.PACKAGES`, which cannot be imported where numpy is what is broken.
 _RUNTIMES = {"onnx": "onnxruntime", "litert": "ai_edge_litert", "tflite": "tflite_runtime", "numpy": "numpy"}
 _KERNELS_CHILD = "from edgert import kernels; print(kernels.NATIVE)"
+
+
+RENEW_DAYS = 30.0
+"""A certificate with less than that left is to be renewed: a device may be away for weeks."""
 
 
 class Finding(NamedTuple):
@@ -105,7 +110,7 @@ def examine(path: Path) -> Iterator[Finding]:
     yield from _bundle(config)
     yield from _folders(config)
     yield _instance(config)
-    checks: list[Callable[[Config], Finding]] = [_sensors, _plant, _broker]
+    checks: list[Callable[[Config], Finding]] = [_sensors, _plant, _broker, _trust]
     for check in checks:
         yield check(config)
 
@@ -123,7 +128,8 @@ def _print(finding: Finding) -> None:
 def _versions() -> Finding:
     packages = []
     runtimes = ("onnxruntime", "ai-edge-litert", "tflite-runtime")
-    for name in ("numpy", *runtimes, "cbor2", "msgspec", "paho-mqtt", "zstandard", "psutil", "gymnasium", "rich"):
+    others = ("cbor2", "msgspec", "paho-mqtt", "zstandard", "cronsim", "psutil", "gymnasium", "rich")
+    for name in ("numpy", *runtimes, *others):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             packages.append(f"{name} {importlib.metadata.version(name)}")
     machine = f"{platform.machine()}, {os.cpu_count()} cores"
@@ -305,6 +311,32 @@ def _broker(config: Config) -> Finding:
     return Finding(
         "broker", "ok", f"{url}: MQTT 5, and shared subscriptions, retained and queued messages were delivered"
     )
+
+
+def _trust(config: Config) -> Finding:
+    """Keys and certificates: whether they can be read by those who may, and by nobody else, and for how long."""
+    from edgert.ports.ca import days_left
+    from edgert.ports.credentials import address_of, credential
+    from edgert.ports.signing import read_keys, verify
+
+    try:
+        address = address_of(config.broker)
+        words = []
+        if address.cert_file is not None:
+            left = days_left(Path(address.cert_file), datetime.datetime.now(datetime.timezone.utc))
+            words.append(f"the certificate is valid for {left:.0f} days")
+            if left < RENEW_DAYS:
+                mend = "`edgert fleet ca renew` where the authority is, then `edgert fleet ca install` here"
+                return Finding("trust", "fail" if left <= 0 else "warn", words[0], mend)
+        if config.trust.keys_file is not None:
+            keys = read_keys(credential(config.trust.keys_file))
+            verify(b"", b"", b"")
+            words.append(f"{len(keys.keys)} keys of list {keys.serial}; nothing unsigned from the link counts")
+        else:
+            words.append("no keys: commands and policies of whoever may publish at the broker are obeyed")
+    except ConfigError as error:
+        return Finding("trust", "fail", str(error), "mend or remove what the configuration names")
+    return Finding("trust", "ok", "; ".join(words))
 
 
 def _clock() -> Finding:

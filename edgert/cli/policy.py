@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 def policy(argv: list[str]) -> int:
-    """Check or measure a bundle.
+    """Check, measure, sign or verify a bundle.
 
     Returns:
-        0; 1 when no runtime can run it.
+        0; 1 when no runtime can run it, 77 when a device would not believe it.
 
     Raises:
         ArtifactError: the file is no sound bundle.
@@ -38,6 +38,10 @@ def policy(argv: list[str]) -> int:
         data = args.bundle.read_bytes()
     except OSError as error:
         raise store_error(error, "read", args.bundle) from error
+    if args.verb in ("sign", "verify"):
+        from edgert.cli import seal
+
+        return seal.run(args, data)
     if args.core is not None:
         try:
             os.sched_setaffinity(0, {args.core})
@@ -51,7 +55,7 @@ def policy(argv: list[str]) -> int:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="edgert policy", description="Look at a bundle, or measure it on this board.")
+    parser = argparse.ArgumentParser(prog="edgert policy", description="Look at a bundle, measure it, or sign it.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     check = verbs.add_parser("check", help="verify a bundle on every runtime here, and say what is in it")
     bench = verbs.add_parser("bench", help="race all runtimes and precisions at the control rate; remember the fastest")
@@ -59,11 +63,15 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         one.add_argument("bundle", type=Path, metavar="BUNDLE")
         one.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
     check.set_defaults(core=None)
+    from edgert.cli import seal
+
+    seal.add_verbs(verbs)
     bench.add_argument("--rate", type=float, metavar="HZ", help="decisions a second (the bundle's)")
     bench.add_argument("--seconds", type=float, default=60.0, metavar="S", help="for all runners together (60)")
     bench.add_argument("--runtimes", nargs="+", metavar="NAME", help="only these (all that are installed)")
     bench.add_argument("--core", type=int, help="stay on this core")
     bench.add_argument("--config", type=Path, help="of the device that should use the result (/etc/edgert/edgert.toml)")
+    bench.add_argument("--dry-run", action="store_true", help="only measure: remember nothing")
     bench.add_argument("--write", action="store_true", help="also write the costs into the bundle")
     return parser.parse_args(argv)
 
@@ -171,7 +179,7 @@ def _bench(loaded: Policy, args: argparse.Namespace) -> int:
         found = {kind for kind, _ in wanted}
         wanted = [one for one in wanted if one[0] in args.runtimes]
         wanted += [(kind, "int8") for kind in PACKAGES if kind in args.runtimes and kind not in found]
-    measured_at, note = _where(args.config)
+    measured_at, note = (None, "not remembered: --dry-run") if args.dry_run else _where(args.config)
     rate_hz = loaded.manifest.control_rate_hz if args.rate is None else args.rate
     runners = program.line_up(loaded, wanted)
     try:

@@ -11,6 +11,7 @@ from pathlib import Path
 from edgert.cli import NOTHING_TO_DO, OK
 from edgert.config import broker_address, commented_default
 from edgert.errors import ConfigError, UsageError
+from edgert.ports import boardfile
 from edgert.ports.store import write_atomic
 
 
@@ -36,6 +37,7 @@ def init(argv: list[str]) -> int:
     parser.add_argument("--env", metavar="ID", help="gymnasium environment of a simulated plant")
     parser.add_argument("--state-dir", type=Path, help="folder for what must survive a reboot (/var/lib/edgert)")
     parser.add_argument("--run-dir", type=Path, help="folder for sockets (/run/edgert)")
+    parser.add_argument("--board", metavar="NAME", help="start from this board's file (`edgert board list`), or auto")
     parser.add_argument("--force", action="store_true", help="write over a file that is there")
     args = parser.parse_args(argv)
     if args.path.exists() and not args.force:
@@ -46,7 +48,8 @@ def init(argv: list[str]) -> int:
     plant = args.plant or ("simulated" if args.env else None)
     if plant == "simulated" and not args.env:
         raise ConfigError("--plant simulated needs --env, such as --env MinAtar/Breakout-v1")
-    settings: dict[str, object] = {"device.id": args.device or host_name(), "policy.bundle": _bundle(args.bundle)}
+    settings: dict[str, object] = _of_board(args.board)
+    settings |= {"device.id": args.device or host_name(), "policy.bundle": _bundle(args.bundle)}
     given = {
         "device.fleet": args.fleet,
         "device.state_dir": args.state_dir and str(args.state_dir.absolute()),
@@ -75,6 +78,17 @@ def init(argv: list[str]) -> int:
     for i, step in enumerate(steps, 1):
         print(f"  {i}. {step}")
     return OK
+
+
+def _of_board(name: str | None) -> dict[str, object]:
+    """What a board's file sets; `auto` takes the board that this is."""
+    if name is None:
+        return {}
+    board, why = boardfile.load(None if name == "auto" else name)
+    if board is None:
+        raise ConfigError(f"{why}; name one, see `edgert board list`")
+    print(f"board: {board.hardware.title}: {why}")
+    return board.settings
 
 
 def host_name() -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgert.cli import OK, RETRY_LATER
+from edgert.govern.reasons import REASONS
 from edgert.ports import ipc, screen
 from edgert.ports.process import Layout, load_config
 from edgert.ports.screen import History
@@ -80,6 +81,12 @@ def status(argv: list[str]) -> int:
     print(f"{screen.paint(_name(document), 'bold')}: {document['task']}, up {document['up_s']:.0f} s, {ready}")
     for name, figures in screen.cells(history):
         print(f"  {name:<9} {figures}")
+    why = (document["budget"] or {}).get("why", {})
+    unmet = {each["why"] for each in document["goals"]["verdicts"].values()}
+    for name in sorted({*why.values(), *unmet} - {"ok", ""}):
+        reason = REASONS.get(name)
+        if reason is not None:
+            print(f"  {screen.paint(name, 'yellow')}: {reason.means} What to do: {reason.do}")
     for role, child in document["children"].items():
         print(f"  {role:<9} {'pid ' + str(child['pid']) if child['pid'] else screen.paint('down', 'red')}")
     return OK

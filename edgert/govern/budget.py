@@ -1,4 +1,4 @@
-"""From what is believed to what may be spent: one budget, each of its figures with the reason that set it."""
+"""The safety bands: what heat, charge, load, memory and link leave of everything, whatever anybody wants."""
 
 from __future__ import annotations
 
@@ -13,14 +13,6 @@ from edgert.values import Budget
 BUSY_FLOOR_FRAC = 0.25
 """Share of the gradient steps left at full CPU load. Not zero: the load counts our own niced trainer, which the actor
 does not feel, and switching it off for its own load would only make it oscillate (ours)."""
-
-BUSY_OPS_FRAC = 0.5
-"""Share of a decision's operations left at full CPU load. Training pays for a busy processor first, and the actor's
-deadline shortens its decisions when it must, so no more than this is taken (ours)."""
-
-ACTING_FRAC = 0.1
-"""Share of one core from which on acting is a load worth lowering: a processor that others keep busy is not relieved by
-deciding worse (ours)."""
 
 SLOW_FLOOR_FRAC = 0.1
 """Share of the teacher's bytes left on a link however slow, or of unmeasured delay, as long as it is up (ours)."""
@@ -45,7 +37,6 @@ def allot(
     teacher_bytes_per_s: float,
     link_up: bool,
     has_frontier: bool = False,
-    acting_frac: float = 1.0,
 ) -> Budget:
     """Decide what the device may spend until the next look.
 
@@ -58,26 +49,28 @@ def allot(
         link_up: the session with the broker stands.
         has_frontier: the acting network can be made cheaper by choosing another setting of its exits, of known return,
             within `max_ops_frac`. Without, and always when something is critical, the deepest exits are forbidden.
-        acting_frac: what the actor uses, as a share of one core; 1 when nobody knows.
 
     Returns:
         The budget. Exit 0 is always allowed. Hotter, emptier, busier or slower never buys more. `why` names for each
         figure the reason of the tightest limit, or `ok`: cpu-high, cpu-unknown, temp-high, temp-critical,
-        temp-unknown, battery-low, battery-critical, battery-unknown, link-slow, link-down.
+        temp-unknown, battery-low, battery-critical, battery-unknown, link-slow, link-down, memory-pressure,
+        memory-unknown.
 
     Raises:
         nothing.
 
     Source:
         ours: training gives way first and gradually, being the largest consumer and the only one that can wait; the
-        deepest exit next; the first exit never.
+        deepest exit next; the first exit never. Load alone makes no decision cheaper: what it costs is time, and the
+        deadline sees to that.
     """
     limits = scales(govern)
     found = [
         _slow(estimate.link_rtt_s, limits.link_rtt_s) if link_up else _Limit("link-down", teacher_frac=0.0),
-        _busy(estimate.load_frac, limits.load_frac, acting_frac >= ACTING_FRAC),
+        _busy(estimate.load_frac, limits.load_frac),
         _scarce(estimate.temp_c, limits.temp_c),
         _scarce(estimate.battery_frac, limits.battery_frac),
+        _pressed(estimate.memory_pressure_frac, limits.memory_pressure_frac),
     ]
     train = min(found, key=lambda limit: limit.train_frac)
     teacher = min(found, key=lambda limit: limit.teacher_frac)
@@ -102,26 +95,29 @@ def allot(
 
 
 def _scarce(belief: Belief, scale: Scale) -> _Limit:
-    """Heat and charge: less and less from the first limit on, and nothing but exit 0 from the second."""
+    """Heat and charge: from the first limit on less training, then less depth; from the second exit 0 alone."""
     if belief.level == 0:
         return _Limit("ok")
     mild, worst = scale.bands
     if belief.level == 1 and belief.value is not None:
-        left_frac = _ramp(belief.value, mild.leave, worst.enter)
-        return _Limit(mild.reason, left_frac, left_frac, exits_off=1, ops_frac=left_frac)
+        half = (mild.leave + worst.enter) / 2
+        train_frac, ops_frac = _ramp(belief.value, mild.leave, half), _ramp(belief.value, half, worst.enter)
+        return _Limit(mild.reason, train_frac, train_frac, exits_off=int(ops_frac < 1.0), ops_frac=ops_frac)
     return _Limit(_worst_reason(belief, scale), 0.0, 0.0, exits_off=math.inf, ops_frac=0.0)
 
 
-def _busy(belief: Belief, scale: Scale, acting_counts: bool) -> _Limit:
-    """CPU load: slower training, and cheaper decisions where these are a part of the load worth the name."""
+def _busy(belief: Belief, scale: Scale) -> _Limit:
+    """CPU load: slower training."""
     if belief.level == 0:
         return _Limit("ok")
     left_frac = 0.0 if belief.value is None else _ramp(belief.value, scale.bands[0].leave, 1.0)
-    return _Limit(
-        _worst_reason(belief, scale),
-        train_frac=BUSY_FLOOR_FRAC + (1.0 - BUSY_FLOOR_FRAC) * left_frac,
-        ops_frac=BUSY_OPS_FRAC + (1.0 - BUSY_OPS_FRAC) * left_frac if acting_counts else 1.0,
-    )
+    train_frac = BUSY_FLOOR_FRAC + (1.0 - BUSY_FLOOR_FRAC) * left_frac
+    return _Limit(_worst_reason(belief, scale), train_frac=train_frac)
+
+
+def _pressed(belief: Belief, scale: Scale) -> _Limit:
+    """Waiting for memory: training holds the most of what can be done without."""
+    return _Limit("ok") if belief.level == 0 else _Limit(_worst_reason(belief, scale), train_frac=0.0)
 
 
 def _slow(belief: Belief, scale: Scale) -> _Limit:

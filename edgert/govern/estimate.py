@@ -18,6 +18,94 @@ from edgert.values import Reading, Readings
 
 LINK_LEAVE_FRAC = 0.8
 """A slow link counts as good again below this share of `rtt_high_s` (ours: one retransmission more or less)."""
+MEMORY_ENTER_FRAC, MEMORY_LEAVE_FRAC = 0.1, 0.03
+"""Share of the time that tasks wait for memory: from the first on the machine is about to thrash, and the kernel to
+kill (ours; systemd-oomd acts at 0.6 over 30 s, when it is too late for a control loop)."""
+
+
+ABSURD = 1e15
+"""No quantity of a small board is so large in its unit; the square of a sample must stay finite."""
+
+
+class Figure(msgspec.Struct, frozen=True, kw_only=True):
+    """An estimate with its uncertainty, for people.
+
+    Attributes:
+        mean, std: of what is believed; None when nothing is.
+        age_s: since the newest measurement behind it.
+        source: where it comes from.
+    """
+
+    mean: float | None = None
+    std: float | None = None
+    age_s: float = 0.0
+    source: str = ""
+
+
+class Mean(msgspec.Struct, frozen=True):
+    """A mean that forgets.
+
+    Attributes:
+        mean: None before the first sample.
+        var: of single samples.
+        n: samples, up to those that still count.
+        at_s: of the last one.
+    """
+
+    mean: float | None = None
+    var: float = 0.0
+    n: float = 0.0
+    at_s: float = 0.0
+
+    def figure(self, now_s: float, source: str) -> Figure:
+        """The mean as an estimate.
+
+        Args:
+            now_s: monotonic time.
+            source: where the samples come from.
+
+        Returns:
+            With the standard error of the mean.
+
+        Raises:
+            nothing.
+        Source:
+            var / n, as if samples were independent.
+        """
+        if self.mean is None:
+            return Figure(source=source)
+        std = math.sqrt(self.var / max(1.0, self.n))
+        return Figure(mean=self.mean, std=std, age_s=max(0.0, now_s - self.at_s), source=source)
+
+
+def mix(known: Mean, sample: object, now_s: float, over_s: float) -> Mean:
+    """Take in one more sample.
+
+    Args:
+        known: the mean so far.
+        sample: one more; what is no number, or an absurd one, is passed over.
+        now_s: monotonic time.
+        over_s: time constant of forgetting.
+
+    Returns:
+        The new mean. A larger sample never gives a smaller one.
+
+    Raises:
+        nothing.
+    Source:
+        exponentially weighted mean and variance (Finch 2009, Incremental calculation of weighted mean and variance,
+        section 9), begun as the plain mean.
+    """
+    if not isinstance(sample, int | float) or not abs(sample) <= ABSURD:
+        return known
+    if known.mean is None:
+        return Mean(float(sample), 0.0, 1.0, now_s)
+    elapsed_s = max(0.0, now_s - known.at_s)
+    gain = max(1.0 / (known.n + 1.0), 1.0 - math.exp(-elapsed_s / over_s))
+    off = sample - known.mean
+    return Mean(
+        known.mean + gain * off, (1.0 - gain) * (known.var + gain * off * off), 1.0 / gain, max(now_s, known.at_s)
+    )
 
 
 class Band(msgspec.Struct, frozen=True):
@@ -74,6 +162,7 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
         battery_frac: state of charge, 0..1; no limit without a battery.
         power_w: watts drawn; reported, not limited.
         link_rtt_s: round trip to the broker.
+        memory_pressure_frac: share of the time that tasks wait for memory.
         has_battery: runs on a battery.
     """
 
@@ -83,6 +172,7 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     battery_frac: Belief = Belief()
     power_w: Belief = Belief()
     link_rtt_s: Belief = Belief()
+    memory_pressure_frac: Belief = Belief()
     has_battery: bool = False
 
 
@@ -93,6 +183,7 @@ class Scales(msgspec.Struct, frozen=True, kw_only=True):
     temp_c: Scale
     battery_frac: Scale
     link_rtt_s: Scale
+    memory_pressure_frac: Scale
 
 
 _POWER = Scale("power-unknown", ())
@@ -132,6 +223,7 @@ def scales(govern: Govern) -> Scales:
             falling=True,
         ),
         link_rtt_s=Scale("link-slow", (Band("link-slow", govern.rtt_high_s, LINK_LEAVE_FRAC * govern.rtt_high_s),)),
+        memory_pressure_frac=Scale("memory-unknown", (Band("memory-pressure", MEMORY_ENTER_FRAC, MEMORY_LEAVE_FRAC),)),
     )
 
 
@@ -172,6 +264,9 @@ def update(previous: Estimate, readings: Readings, now_s: float, govern: Govern)
         battery_frac=battery,
         power_w=follow(previous.power_w, readings.power_w, _POWER),
         link_rtt_s=follow(previous.link_rtt_s, readings.link_rtt_s, limits.link_rtt_s),
+        memory_pressure_frac=follow(
+            previous.memory_pressure_frac, readings.memory_pressure_frac, limits.memory_pressure_frac
+        ),
         has_battery=readings.has_battery,
     )
 

@@ -122,11 +122,12 @@ def settle(
     wanted: Operating | None,
     point: int | None,
     max_ops_frac: float,
+    advised: int | None = None,
 ) -> Setting:
     """Who has the say over the exits.
 
-    The configuration pins them. Else it is the fleet's setting, or the bundle's, as long as the budget and the fleet
-    allow what it costs.
+    The configuration pins them. Else it is the fleet's setting, or the budget's point, or the bundle's own, as long as
+    the budget and the fleet allow what it costs.
 
     Args:
         manifest: of the acting bundle.
@@ -134,11 +135,13 @@ def settle(
         wanted: the fleet's setting, or
         point: the fleet's choice among the frontier's points; None both for the bundle's own.
         max_ops_frac: the smaller of what the budget and the fleet allow; 1 is no limit.
+        advised: the budget's point, or None. It may be of another bundle's frontier for a moment, and is then passed
+            over.
 
     Returns:
         The setting. Under a limit, one whose cost is known: with a frontier the one asked for if it is a point within,
-        or else the best point within. Without a frontier, and when pinned, the limit changes nothing here: the
-        budget's deepest exit is what is left to save with.
+        or else the budget's point, or the best one within. Without a frontier, and when pinned, the limit changes
+        nothing here: the budget's deepest exit is what is left to save with.
 
     Raises:
         UsageError: thresholds of the wrong number or out of range, a wrong `repeat`, or no such point.
@@ -146,19 +149,22 @@ def settle(
         ours: an unmeasured setting is judged as too dear, as everything unknown is judged as the worst.
     """
     points = manifest.frontier.points if manifest.frontier else ()
+    advice = points[advised] if advised is not None and 0 <= advised < len(points) else None
     if pinned is not None:
         asked = Operating(tuple(pinned))
     elif point is not None:
         if not 0 <= point < len(points):
             raise UsageError(f"point {point} of a frontier that has {len(points)}")
         asked = points[point].operating
+    elif wanted is not None:
+        asked = wanted
     else:
-        asked = wanted or manifest.operating
+        asked = advice.operating if advice else manifest.operating
     if why := asked.fault(len(manifest.exits)):
         raise UsageError(why)
     found = find(points, asked)
     if pinned is None and max_ops_frac < 1 and (found is None or points[found].ops_frac > max_ops_frac):
-        within = pick(points, max_ops_frac)
+        within = advised if advice and advice.ops_frac <= max_ops_frac else pick(points, max_ops_frac)
         if within is not None:
             return Setting(points[within].operating, within)
     return Setting(asked, found)

@@ -223,21 +223,21 @@ class Mqtt:
         self._wake()
         return True
 
-    def subscribe(self, filters: Iterable[tuple[str, int]]) -> None:
-        """Receive what matches these (filter, QoS) pairs, now and after every reconnection."""
+    def subscribe(self, filters: Iterable[tuple[str, int]], *, again: bool = True) -> None:
+        """Receive what matches these (filter, QoS) pairs, now and, with `again`, after every reconnection."""
         new = dict(filters)
         with self._lock:
-            self._filters.update(new)
+            self._filters.update(new if again else {})
             self._unwanted -= set(new)
             self._orders[0].update(new)
             self._orders[1].difference_update(new)
         self._wake()
 
-    def unsubscribe(self, filters: Iterable[str]) -> None:
-        """Receive no more of these; needed also for filters of a former run, which a lasting session remembers."""
+    def unsubscribe(self, filters: Iterable[str], *, again: bool = True) -> None:
+        """Receive no more of these; `again`: say so at every connection, as a lasting session may remember them."""
         old = set(filters)
         with self._lock:
-            self._unwanted |= old
+            self._unwanted |= old if again else set()
             self._orders[1].update(old)
             for name in old:
                 self._filters.pop(name, None)

@@ -24,6 +24,7 @@ import msgspec
 from edgert.bundle import Manifest, read
 from edgert.config import Config, parse
 from edgert.errors import ArtifactError, ConfigError, EdgertError, UsageError
+from edgert.fleet.update import GENERATIONS
 from edgert.ports import ipc
 from edgert.ports.store import store_error
 from edgert.values import Hello, Note, Role, Swap, Told
@@ -76,7 +77,11 @@ class Layout:
         spool: durable events.
         policies: folder of networks trained here.
         acting: which of them acts.
+        fleet: what came from the fleet: policies, keys, and what is remembered of them.
+        jobs: what the fleet wants and what was done of it.
+        outcomes: folder of what commands of jobs have left.
         paused: there while a person has paused the training.
+        carried: what the link carried today.
         checkpoints: folder of training checkpoints.
         knowledge_cache: what teachers said.
         measured: which runtime is fastest here, as `edgert policy bench` found.
@@ -92,7 +97,9 @@ class Layout:
         self.policy = Path(config.plant.socket) if config.plant.socket else run / "policy.sock"
         self.ring, self.spool = state / "ring.bin", state / "events.db"
         self.policies, self.acting = state / "policies", state / "policies" / "acting.json"
-        self.paused = state / "paused"
+        self.fleet, self.update = state / "fleet", state / "fleet" / "update.json"
+        self.jobs, self.outcomes = state / "jobs.db", state / "jobs"
+        self.paused, self.carried = state / "paused", state / "carried.json"
         self.knowledge_cache = state / "knowledge.db"
         self.checkpoints, self.measured = state / "checkpoints", state / "runtime.json"
 
@@ -177,9 +184,46 @@ def _fault_of(layout: Layout, note: Note) -> str:
         installed = identity(read(layout.bundle.read_bytes()).manifest)
     except (OSError, ArtifactError):
         return ""  # whoever loads them says what is wrong with them
-    if grown_from not in (None, installed):
-        return f"{layout.acting}: {note.path} grew from another bundle than {layout.bundle}"
+    if note.generation >= GENERATIONS:
+        if Path(note.path).parent != layout.fleet / fleet_folder(installed):
+            return f"{layout.acting}: {note.path} was to take the place of another bundle than {layout.bundle}"
+    elif grown_from not in (None, installed):
+        base = _kept(layout, installed)
+        if base is None or grown_from != identity(read(base).manifest):
+            return f"{layout.acting}: {note.path} grew from another bundle than {layout.bundle}"
     return ""
+
+
+class _Update(msgspec.Struct):
+    """What counts here of the note of `fleet.update`."""
+
+    kept: str = ""
+
+
+def fleet_folder(installed: str) -> str:
+    """Where policies of the fleet are, by the identity of the installed one: with another, they are of no use."""
+    return installed[:16]
+
+
+def _kept(layout: Layout, installed: str) -> bytes | None:
+    """The newest policy of the fleet's that stood its trial here; None where there is none, or it is damaged."""
+    try:
+        kept = msgspec.json.decode(layout.update.read_bytes(), type=_Update).kept
+        data = (layout.fleet / fleet_folder(installed) / f"{kept}.edgert").read_bytes()
+    except (OSError, ValueError, msgspec.MsgspecError):
+        return None
+    return data if hashlib.sha256(data).hexdigest() == kept else None
+
+
+def read_base(config: Config, layout: Layout) -> bytes:
+    """The bundle that training begins from: the fleet's, where one stood its trial, or else the installed one.
+
+    Raises:
+        ConfigError: it cannot be read.
+        ArtifactError: it is no sound bundle.
+    """
+    data = read_bundle(config)
+    return _kept(layout, identity(read(data).manifest)) or data
 
 
 def identity(manifest: Manifest) -> str:

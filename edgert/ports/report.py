@@ -14,13 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from edgert.errors import StoreError, UsageError
+from edgert.ports import adaptation
+from edgert.ports.adaptation import BLUE as _BLUE
+from edgert.ports.adaptation import GREEN as _GREEN
+from edgert.ports.adaptation import GREY as _GREY
+from edgert.ports.adaptation import ORANGE as _ORANGE
+from edgert.ports.adaptation import RED as _RED
+from edgert.ports.adaptation import SHADES as _SHADES
 from edgert.ports.screen import amount, binned, number, percent
 from edgert.ports.store import write_atomic
 
 RUNNING_MEAN = 10
 LEARNING_BINS = 24
-_BLUE, _ORANGE, _GREEN, _RED, _GREY = "#2f6db5", "#d9822b", "#3a8f5c", "#c0392b", "#9aa3ad"
-_SHADES = ("#a8c8ea", "#5b95d1", "#24568f", "#12304f")
 _STYLE: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -64,7 +69,7 @@ def write(folder: Path, document: Mapping[str, Any]) -> Path:
     Args:
         folder: made if missing.
         document: of `programs.demo`: `title`, `summary`, `checks`, `facts`, `devices` with `series`, `returns`, `swaps`
-            and `totals`, `teachers`, `events`; all times in it count in seconds from its start.
+            and `totals`, perhaps `adaptation`, `teachers`, `events`; all times in it count in seconds from its start.
 
     Returns:
         The page's path.
@@ -112,6 +117,9 @@ def render(document: Mapping[str, Any]) -> str:
     parts = [f"<h1>{html.escape(document['title'])}</h1>", f'<p class="quiet">{html.escape(document["summary"])}</p>']
     parts.append(_checks(document["checks"]))
     parts.append("<h2>In figures</h2>" + _totals(devices))
+    if told := document.get("adaptation"):
+        parts.append(f'<h2>Adaptation</h2><p class="quiet">{html.escape(told["told"])}</p>')
+        parts += [f"<figure>{adapted(columns, name)}</figure>" for name, columns in told["devices"].items()]
     for title, caption, draw in figures:
         parts.append(f'<h2>{title}</h2><p class="quiet">{caption}</p><figure>{_svg(devices, draw)}</figure>')
     if document.get("teachers"):
@@ -124,6 +132,26 @@ def render(document: Mapping[str, Any]) -> str:
         f'<div class="wide">{_table(("at", "device", "event", "detail"), rows)}</div></details>'
     )
     return _PAGE.format(title=html.escape(document["title"]), body="\n".join(parts))
+
+
+def board_page(document: Mapping[str, Any]) -> str:
+    """The page of one simulated board.
+
+    Args:
+        document: of `edgert sim board`.
+
+    Raises:
+        UsageError: matplotlib is not installed.
+    """
+    title = f"{document['board']} through {document['scenario']}"
+    facts = {key: document[key] for key in ("bundle", "seed", "hours", "simulated")}
+    parts = [
+        f"<h1>{html.escape(title)}</h1>",
+        f"<figure>{adapted(document['columns'])}</figure>",
+        "<h2>In figures</h2>" + _table(("what", "value"), document["summary"].items()),
+        "<h2>How it was run</h2>" + _table(("what", "value"), facts.items()),
+    ]
+    return _PAGE.format(title=html.escape(title), body="\n".join(parts))
 
 
 def _checks(checks: Sequence[Mapping[str, Any]]) -> str:
@@ -186,13 +214,8 @@ def _ms(value_s: float | None) -> str:
 
 def _svg(devices: Mapping[str, Mapping[str, Any]], draw: Draw) -> str:
     """One panel a device, side by side, as one inline picture."""
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UsageError("the page needs matplotlib: pip install 'edgert[demo]'; report.json is complete") from error
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(10.5, 2.9), layout="constrained")
+
+    def fill(figure: Any) -> None:
         panels = figure.subplots(1, max(1, len(devices)), sharey=len(devices) > 1, squeeze=False)[0]
         for panel, (name, device) in zip(panels, devices.items(), strict=False):
             panel.set_title(name, loc="left", fontsize=9, color="#66717c")
@@ -202,10 +225,41 @@ def _svg(devices: Mapping[str, Mapping[str, Any]], draw: Draw) -> str:
         for axes in figure.axes:
             if axes.get_autoscaley_on():
                 axes.set_ylim(bottom=0)
-        picture = io.StringIO()
-        figure.savefig(picture, format="svg", metadata={"Date": None})
-    drawn = picture.getvalue()
-    return drawn[drawn.index("<svg") :]
+
+    return picture(fill, 2.9)
+
+
+def picture(fill: Callable[[Any], None], height_in: float) -> str:
+    """An inline SVG as wide as a page.
+
+    Args:
+        fill: draws on the figure that it is given.
+        height_in: of the figure, inches.
+
+    Raises:
+        UsageError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UsageError("the page needs matplotlib: pip install 'edgert[demo]'; report.json is complete") from error
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(10.5, height_in), layout="constrained")
+        fill(figure)
+        drawn = io.StringIO()
+        figure.savefig(drawn, format="svg", metadata={"Date": None})
+    svg = drawn.getvalue()
+    return svg[svg.index("<svg") :]
+
+
+def adapted(columns: adaptation.Columns, title: str = "") -> str:
+    """An inline SVG of how one device adapted.
+
+    Raises:
+        UsageError: matplotlib is not installed.
+    """
+    return picture(lambda figure: adaptation.draw(figure, columns, title), adaptation.height(columns))
 
 
 def _legend(panel: Any, *others: Any) -> None:

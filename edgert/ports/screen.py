@@ -289,10 +289,12 @@ def cells(history: History, fancy: bool = False) -> list[tuple[str, str]]:
         ("board", f"{battery}{number(last.temp_c, ' °C')}, load {percent(last.load_frac)}"),
         (
             "budget",
-            f"exit ≤ {'-' if last.max_exit is None else last.max_exit}, train {number(last.train_steps_hz)}/s, "
-            f"ask {amount(last.teacher_bytes_per_s)}/s",
+            f"{_point(status)}exit ≤ {'-' if last.max_exit is None else last.max_exit}, "
+            f"train {number(last.train_steps_hz)}/s, ask {amount(last.teacher_bytes_per_s)}/s",
         ),
         ("because", reasons),
+        ("goals", _goals(status)),
+        ("expected", _expected(status)),
         ("link", f"{state}, rtt {_ms(last.rtt_s)}, {link.get('events_waiting', 0)} events wait"),
         ("teacher", f"{last.answered or 0} of {last.asked or 0} answered, {last.joined or 0} joined"),
         ("bytes", f"{amount(up_bytes)} up, {amount(down_bytes)} down"),
@@ -301,6 +303,8 @@ def cells(history: History, fancy: bool = False) -> list[tuple[str, str]]:
         ("networks", f"{last.accepted or 0} of {last.candidates or 0} passed, generation {last.generation} acts"),
         ("swaps", swapped),
     ]
+    if update := (status.get("trust") or {}).get("update"):
+        rows.append(("update", _update(update)))
     if last.rolled_back:
         rows.append(("rolled back", f"{last.rolled_back}; generations {_refused(policy)} never act again"))
     if restarts:
@@ -308,6 +312,40 @@ def cells(history: History, fancy: bool = False) -> list[tuple[str, str]]:
     if last.faults:
         rows.append(("faults", ", ".join(f"{fault} {count}" for fault, count in sorted(last.faults.items()))))
     return rows
+
+
+def _point(status: Mapping[str, Any]) -> str:
+    point = (status.get("budget") or {}).get("point")
+    return "" if point is None else f"point {point}, "
+
+
+def _goals(status: Mapping[str, Any]) -> str:
+    """Every stated goal, whether it is met, and why not."""
+    found = []
+    for name, each in ((status.get("goals") or {}).get("verdicts") or {}).items():
+        mark = {True: "met", False: "NOT MET", None: "unsure"}[each["met"]]
+        because = f", {each['why']}" if each["why"] else ""
+        found.append(f"{name} {each['wanted']}: {mark} ({each['found']}{because})")
+    order = (status.get("goals") or {}).get("order")
+    return ("" if order is None else f"by command {order}: ") + ("; ".join(found) or "-")
+
+
+def _expected(status: Mapping[str, Any]) -> str:
+    """What the governor believes, with its doubt."""
+    estimates = status.get("estimates") or {}
+    shown = []
+    for name, what, unit, scale in (
+        ("slowdown", "slower than its table ×", "", 1.0),
+        ("power_w", "", " W", 1.0),
+        ("decision_j", "a decision ", " mJ", 1e3),
+        ("train_step_j", "a step ", " mJ", 1e3),
+        ("empty_s", "empty in ", " h", 1 / 3600),
+    ):
+        each = estimates.get(name) or {}
+        if each.get("mean") is not None:
+            doubt = number(scale * each["std"], unit, 2) if each.get("std") is not None else "-"
+            shown.append(f"{what}{number(scale * each['mean'], digits=2)} ± {doubt} ({each['source']})")
+    return ", ".join(shown) or "-"
 
 
 def _learning(history: History, fancy: bool) -> str:
@@ -330,6 +368,14 @@ def _learning(history: History, fancy: bool) -> str:
 
 def _refused(policy: Mapping[str, Any]) -> str:
     return ", ".join(map(str, policy.get("refused") or [])) or "-"
+
+
+def _update(update: Mapping[str, Any]) -> str:
+    """The policy from the fleet that came last, or is under way."""
+    said = f"{update['name']} release {update['version']}: {update['stage']}"
+    if update["stage"] == "fetching":
+        said += f" {amount(update['have_bytes'])} of {amount(update['size_bytes'])}"
+    return said + "".join(f", {update[key]}" for key in ("code", "why") if update[key])
 
 
 def _ms(value_s: float | None) -> str:
@@ -441,7 +487,8 @@ def _coloured(name: str, text: str) -> Any:
     from rich.text import Text
 
     style = ""
-    if "DOWN" in text or "SAFE ACTION" in text or name == "faults" or text.startswith("refused"):
+    bad = any(word in text for word in ("DOWN", "SAFE ACTION", "NOT MET"))
+    if bad or name == "faults" or text.startswith("refused"):
         style = "red"
     elif name == "because" and text != "nothing scarce":
         style = "yellow"

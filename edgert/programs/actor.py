@@ -98,7 +98,7 @@ class Actor:
         """
         self.config, self.plant, self.manifest = config, plant, manifest
         self.period_s = 1.0 / manifest.control_rate_hz
-        self.deadline_s = config.policy.deadline_s or 0.8 * self.period_s
+        self.deadline_s = self.configured_s = config.policy.deadline_s or 0.8 * self.period_s
         self.n_exits = len(manifest.exits)
         self.max_exit = self.n_exits - 1
         self.costs_s = [0.0] * self.n_exits
@@ -123,6 +123,8 @@ class Actor:
         self.ticks = self.missed = self.safe = 0
         self.missed_at_swap = 0
         self.taken = [0] * self.n_exits
+        self.exits_s, self.exits_s2 = [0.0] * self.n_exits, [0.0] * self.n_exits
+        self.bench_s: tuple[float, ...] = ()
         self.held = 0
         self.latencies_s = np.zeros(LATENCIES)
         self.met_plant = False
@@ -130,6 +132,7 @@ class Actor:
         self.rng = np.random.default_rng()
         self._held: Held | None = None
         self.max_ops_frac = 1.0
+        self.point: int | None = None
         self.order: SetExits | None = None
         self.order_until_s: float | None = None
         self.acting = manifest
@@ -258,6 +261,8 @@ class Actor:
         else:
             took_s = decided_s - started_s
             self.latencies_s[sum(self.taken) % LATENCIES] = took_s
+            self.exits_s[exit_] += took_s
+            self.exits_s2[exit_] += took_s * took_s
             # One stall says little about an exit: it counts as no more than twice what was usual.
             usual_s = self.costs_s[exit_] or took_s
             self.costs_s[exit_] = SLOW_DOWN * usual_s + (1 - SLOW_DOWN) * min(took_s, 2 * usual_s)
@@ -292,7 +297,8 @@ class Actor:
         match told:
             case Budget():
                 self.max_exit = min(max(told.max_exit, 0), self.n_exits - 1)
-                self.max_ops_frac = told.max_ops_frac
+                self.max_ops_frac, self.point = told.max_ops_frac, told.point
+                self.deadline_s = told.deadline_s or self.configured_s
                 self._settle(self.acting, self.order)
             case SetExits():
                 self._obey(told)
@@ -316,6 +322,7 @@ class Actor:
             wanted=order.operating if order else None,
             point=order.point if order else None,
             max_ops_frac=min(self.max_ops_frac, order.max_ops_frac if order else 1.0),
+            advised=self.point,
         )
         if setting.operating != self.setting.operating:
             self._held = None
@@ -361,6 +368,7 @@ class Actor:
                 self._load(Swap(0, self.config.policy.bundle, ""))
         else:
             former, self.runtime = self.runtime, made.runtime
+            self.bench_s = made.costs_s
             for k, cost_s in enumerate(made.costs_s):
                 self.costs_s[k] = self.costs_s[k] or cost_s  # what was met while acting is the better figure
             self.generation, self.network = made.swap.generation, made.swap
@@ -415,6 +423,9 @@ class Actor:
             played=list(self.recorder.played),
             reward=self.recorder.reward,
             rewarded=self.recorder.rewarded,
+            exits_s=list(self.exits_s),
+            exits_s2=list(self.exits_s2),
+            costs_s=list(self.bench_s),
         )
 
 

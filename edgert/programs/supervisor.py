@@ -6,6 +6,7 @@ and trainer go on without it, its successor finds them by their hello, and what 
 
 from __future__ import annotations
 
+import datetime
 import logging
 import os
 import selectors
@@ -21,25 +22,52 @@ import msgspec
 
 from edgert import __version__, bus, control, wire
 from edgert import bundle as bundles
+from edgert import device as devices
+from edgert import guard as guards
 from edgert.config import Config
 from edgert.errors import ArtifactError, ConfigError, LinkError, StoreError, UsageError
-from edgert.ports import ipc
+from edgert.fleet import duties, policies
+from edgert.govern.cost import prices
+from edgert.hardware import BoardFile
+from edgert.ports import boardfile, ipc
 from edgert.ports.board import Board, open_board
+from edgert.ports.credentials import address_of
 from edgert.ports.desk import Desk
-from edgert.ports.link import LinkDown, LinkUp, Received, parse_url
+from edgert.ports.limits import Limits, Standing, Wanted, asymmetric
+from edgert.ports.link import LinkDown, LinkUp, Received
 from edgert.ports.mqtt import Mqtt
 from edgert.ports.notify import Notifier
 from edgert.ports.process import Layout, Stopping, lock_holder, read_bundle, read_note, run_role, usage
 from edgert.ports.spool import Spool
 from edgert.ports.store import remove, write_atomic
+from edgert.programs import chores, events
+from edgert.programs.chores import Chores, Tail
+from edgert.programs.deliveries import Deliveries
 from edgert.status import document, refusal
-from edgert.values import Hello, Reading, Role, StatusReply, StatusRequest, Stop, TrainOrder, TrainReply
+from edgert.values import (
+    Carried,
+    Clock,
+    Hello,
+    Reading,
+    Role,
+    StatusReply,
+    StatusRequest,
+    Stop,
+    Swap,
+    TrainOrder,
+    TrainReply,
+)
 
-TELEMETRY_S = 1.0
+PACKET_BYTES = 16
+"""Of a message besides topic and payload, in either direction, with its acknowledgement; what lies below is not ours
+to know."""
+CLOCK_SET_YEAR = 2025
+"""A wall clock that shows an earlier year was never set."""
+TRAINER_WEIGHT = 1
+"""Of the trainer against 100 of everybody else, where the helper may set it: its niceness of 19 is worth 15 against
+1024, which a group of its own would lift it out of."""
 STOP_S, TERM_S, KILL_S = 8.0, 2.0, 1.0
 """Children get this long to leave in good order (the trainer writes a checkpoint), then at SIGTERM, then at SIGKILL."""
-
-EVENT_UNREADABLE = "event-unreadable"
 
 log = logging.getLogger("edgert.supervisor")
 
@@ -74,6 +102,10 @@ class Supervisor:
         self.owes_ready = False  # the brain says it once; the service manager may be too busy to take it
         self.spool = Spool(layout.spool, config.spool.max_bytes)
         self.board: Board = open_board(config)
+        self.limits = Limits(config.limits.socket if config.limits.enabled else None)
+        self.standing = Standing()
+        self.split = asymmetric(config.board.sysfs_root) if config.limits.enabled else None
+        self.carried_bytes = 0
         self.notifier = Notifier.from_environment()
         self.listener = ipc.listen(layout.control)
         self.desk = Desk(layout.knowledge)
@@ -85,7 +117,7 @@ class Supervisor:
         roles: tuple[Role, ...] = ("world", "actor", "trainer")
         note, acting_fault = read_note(layout)
         adopted = {role: pid for role in roles if (pid := lock_holder(layout.lock(role))) is not None}
-        self.world = control.open_world(
+        world = control.open_world(
             config,
             task=manifest.task,
             n_exits=len(manifest.exits),
@@ -96,40 +128,45 @@ class Supervisor:
             now_s=now_s,
             adopted=adopted,
             paused=layout.paused.exists(),
+            prices=prices(manifest, self.board.name),
+            cores=os.cpu_count() or 1,
+            carried=_read_carried(layout),
+            board=_board_file(config),
         )
-        self.inputs: deque[bus.Input] = deque()
-        self.mqtt = self._open_link(manifest.task)
+        self.inputs: deque[bus.Input | bus.FleetInput | bus.PolicyTold] = deque()
+        self.tail = Tail()
         self.selector = selectors.DefaultSelector()
+        self.chores = Chores(layout, self.spool, self.selector, self.inputs.append)
+        found = self.chores
+        device, effects = devices.open_device(world, found.jobs, found.marks, found.facts, found.found, now_s)
+        self.mqtt = self._open_link(manifest.task)
+        self.deliveries = Deliveries(config, layout, self.mqtt, self.board.name)
+        self.guard = self.deliveries.guard(device)
+        self.selector.register(self.deliveries, selectors.EVENT_READ)
         self.selector.register(self.listener, selectors.EVENT_READ)
         self.selector.register(self.mqtt, selectors.EVENT_READ)
         self.selector.register(self.desk, selectors.EVENT_READ)
         for role, pid in adopted.items():
             log.info("the %s of a predecessor is still at work, pid %d", role, pid)
             self._watch(role, pid)
-        for name, fault in (("spool-broken", self.spool.fault), ("acting-broken", acting_fault)):
+        faults = {"spool-broken": self.spool.fault, "jobs-broken": self.chores.fault, "acting-broken": acting_fault}
+        faults["fleet-broken"] = self.deliveries.fault
+        for name, fault in faults.items():
             if fault:
                 self._record(name, {"why": fault})
+        for effect in effects:
+            self._perform(effect)
+
+    @property
+    def world(self) -> control.World:
+        """What keeps the device running."""
+        return self.guard.device.world
 
     def _open_link(self, task: str) -> Mqtt:
         broker, device = self.config.broker, self.config.device
-        address = parse_url(broker.url)
-        password = address.password
-        if broker.password_file:
-            try:
-                password = Path(broker.password_file).read_text().splitlines()[0]
-            except (OSError, IndexError) as error:
-                raise ConfigError(f"broker.password_file {broker.password_file}: {error or 'is empty'}") from error
-        address = msgspec.structs.replace(
-            address,
-            username=broker.username or address.username,
-            password=password,
-            ca_file=broker.ca_file or address.ca_file,
-            cert_file=broker.cert_file or address.cert_file,
-            key_file=broker.key_file or address.key_file,
-        )
         topic = self._status_topic()
         return Mqtt(
-            address,
+            address_of(broker),
             f"edgert-{device.fleet}-{device.id}",
             will=(topic, wire.encode(wire.Status(online=False, session=self.session))),
             birth=(topic, wire.encode(wire.Status(online=True, session=self.session, version=__version__, task=task))),
@@ -145,9 +182,9 @@ class Supervisor:
         log.info(
             "device %s, fleet %s, broker %s", self.config.device.id, self.config.device.fleet, self.config.broker.url
         )
-        self.mqtt.subscribe([(topic, 1) for topic in control.subscriptions(self.config)])
+        self.mqtt.subscribe([(topic, 1) for topic in guards.subscriptions(self.config)])
         self.mqtt.start()
-        sense_s = telemetry_s = time.monotonic()
+        sense_s = telemetry_s = look_s = time.monotonic()
         self.inputs.append(bus.Tick())
         while not stopping:
             now_s = time.monotonic()
@@ -155,12 +192,16 @@ class Supervisor:
                 sense_s = now_s + self.config.govern.period_s
                 rtt_s = self.mqtt.rtt_s()
                 readings = msgspec.structs.replace(self.board.read(now_s), link_rtt_s=Reading(rtt_s))
-                self.inputs.append(bus.Sensed(readings))
+                self.inputs.append(bus.Sensed(readings, _clock(), self.carried_bytes, usage()[1]))
+                self._ask_limits(now_s)
+            if now_s >= look_s:
+                look_s = now_s + chores.LOOK_S
+                self.inputs.append(self.chores.timed())
             if now_s >= telemetry_s:
-                telemetry_s = now_s + TELEMETRY_S
-                self._publish_telemetry(now_s)
+                telemetry_s = now_s + (1.0 if self.world.budget is None else self.world.budget.telemetry_s)
+                self._publish_telemetry()
             self._step_all()
-            wake_s = min(control.wake_s(self.world, now_s), self.desk.wake_s(), sense_s, telemetry_s)
+            wake_s = min(control.wake_s(self.world, now_s), self.desk.wake_s(), sense_s, telemetry_s, look_s)
             ready = self.selector.select(max(0.0, wake_s - time.monotonic()))
             for key, _ in ready:
                 self._hear(key.fileobj)
@@ -175,15 +216,15 @@ class Supervisor:
         while self.inputs:
             self._step(self.inputs.popleft())
 
-    def _step(self, event: bus.Input) -> None:
-        self.world, effects = control.step(self.world, event, time.monotonic())
+    def _step(self, event: bus.Input | bus.FleetInput | bus.PolicyTold) -> None:
+        self.guard, effects = guards.step(self.guard, event, time.monotonic())
         for effect in effects:
             self._perform(effect)
 
     def _perform(self, effect: bus.Effect) -> None:
         match effect:
             case bus.Publish():
-                self.mqtt.publish(
+                sent = self.mqtt.publish(
                     effect.topic,
                     effect.payload,
                     qos=effect.qos,
@@ -191,7 +232,9 @@ class Supervisor:
                     content_type=wire.CONTENT_TYPE,
                     correlation=effect.correlation,
                     response_topic=effect.response_topic,
+                    retain=effect.retain,
                 )
+                self._count_bytes(sent, effect.topic, effect.payload)
             case bus.SendEvents(after, up_to, first):
                 self._send_events(after, up_to, first)
             case bus.ForgetEvents(up_to):
@@ -216,11 +259,63 @@ class Supervisor:
                     self._record("acting-not-noted", {"why": str(error)})
             case bus.Pause(paused):
                 self._note_pause(paused)
+            case bus.Price(network):
+                self._price(network)
+            case bus.PolicyDo(do):
+                self.inputs += self.deliveries.perform(do, self.guard)
+            case bus.Carry(carried):
+                try:
+                    write_atomic(self.layout.carried, msgspec.json.encode(carried))
+                except StoreError as error:
+                    self._store_fault("carried-not-noted", error)
+            case bus.DoJob(id_, "upload", _):
+                self._upload(id_)
+            case bus.DoJob() | bus.StopJob() | bus.WriteJob() | bus.ForgetJobs() | bus.WriteMark() | bus.WriteFact():
+                acting = Path(self.world.networks.target.path or self.config.policy.bundle)
+                self.chores.perform(effect, chores.benches(acting, self.config_path))
             case bus.Notify(ready, alive, status):
                 self.owes_ready = (self.owes_ready or ready) and not self.notifier.ready()
                 if alive:
                     self.notifier.watchdog()
                 self.notifier.status(status)
+
+    def _price(self, network: Swap) -> None:
+        """Read what a network can be run as; the loader of the actor has judged it, so this may fail in silence."""
+        path = network.path or self.config.policy.bundle
+        found = None
+        try:
+            found = prices(bundles.read(Path(path).read_bytes()).manifest, self.board.name)
+        except (OSError, ArtifactError) as error:
+            log.warning("%s: %s: the governor goes on with the former prices", path, error)
+        self.inputs.append(bus.Priced(network, found))
+
+    def _ask_limits(self, now_s: float) -> None:
+        """Say to the privileged helper, if there is one, what the budget wants of it."""
+        budget, children = self.world.budget, self.world.children
+        if budget is None or not self.config.limits.enabled:
+            return
+        small, big = self.split or (None, None)
+        wanted = Wanted(
+            trainer_cpu_frac=budget.trainer_cpu_frac,
+            trainer_weight=TRAINER_WEIGHT,
+            cpu_cap_frac=budget.clock_frac,
+            trainer_cores=small,
+            actor_cores=big,
+        )
+        trainer, actor = (children[role].pid or None if role in children else None for role in ("trainer", "actor"))
+        self.standing = self.limits.ask(wanted, now_s, trainer_pid=trainer, actor_pid=actor)
+
+    def _upload(self, id_: str) -> None:
+        """What an operator asks for first, as an event that is not lost; the event is its own evidence."""
+        status = {**self._document(), "log": self.tail.lines()}
+        kept = self._record(chores.UPLOADED, {"id": id_, "status": status})
+        self.inputs.append(bus.JobDone(id_, "" if kept else "the event store took nothing"))
+
+    def _document(self) -> dict[str, object]:
+        now_s = time.monotonic()
+        shown = duties.shown(self.guard.device.duties, now_s, self.config.device.id)
+        shown |= {"trust": policies.shown(self.guard.policies)}
+        return {**document(self.world, now_s), **shown, **self._own_cost()}
 
     def _note_pause(self, paused: bool) -> None:
         self.pause_fault = ""
@@ -233,15 +328,16 @@ class Supervisor:
             self.pause_fault = f"{'paused' if paused else 'going on'}, but not after a restart: {error}"
             self._record("pause-not-noted", {"why": str(error)})
 
-    def _record(self, name: str, detail: dict[str, object]) -> None:
+    def _record(self, name: str, detail: dict[str, object]) -> bool:
         """Make an event durable. A disk that takes nothing costs the event, not the device."""
-        log.info("%s %s", name, detail)
+        log.info("%s %s", name, str(detail)[:2000])
         try:
             self.spool.append(cbor2.dumps({"at_s": time.time(), "name": name, "detail": detail}), time.time())
         except (StoreError, UsageError) as error:
             self._store_fault("event-lost", f"{name}: {error}")
-            return
+            return False
         self.inputs.append(bus.Stored(self.spool.first_seq, self.spool.last_seq))
+        return True
 
     def _forget_events(self, up_to: int) -> None:
         try:
@@ -268,38 +364,31 @@ class Supervisor:
         for seq, payload in stored:
             if seq > up_to:
                 break
-            event = self._encode_event(seq, first, payload)
+            event, why = events.encode(self.spool.stream, seq, first, payload)
+            if why:
+                self._store_fault(events.EVENT_UNREADABLE, why)
             if not self.mqtt.publish(topic, event, qos=1, content_type=wire.CONTENT_TYPE):
                 self.inputs.append(bus.Refused(seq))
                 return
+            self._count_bytes(True, topic, event)
 
-    def _encode_event(self, seq: int, first: int, payload: bytes) -> bytes:
-        """What is sent of a stored event; a stub for a damaged one, because the stream may have no gap."""
-        try:
-            stored = cbor2.loads(payload)
-            event = wire.Event(stream=self.spool.stream, seq=seq, first=first, **stored)
-            encoded = wire.encode(event)
-            wire.decode(encoded, wire.Event)  # a collector would refuse it for ever, and with it all that follow
-            return encoded
-        # A damaged row can hold any CBOR, and cbor2 fails on it in as many ways: nothing is worth the supervisor.
-        except Exception as error:
-            self._store_fault(EVENT_UNREADABLE, f"event {seq}: {type(error).__name__}: {error}")
-            stub = wire.Event(stream=self.spool.stream, seq=seq, first=first, at_s=0.0, name=EVENT_UNREADABLE)
-            return wire.encode(stub)
-
-    def _publish_telemetry(self, now_s: float) -> None:
+    def _publish_telemetry(self) -> None:
         device = self.config.device
-        status = {**document(self.world, now_s), **self._own_cost()}
-        telemetry = wire.encode(wire.Telemetry(at_s=time.time(), status=status))
+        telemetry = wire.encode(wire.Telemetry(at_s=time.time(), status=self._document()))
         # QoS 1 so that its acknowledgement measures the round trip; expendable all the same.
         topic = str(wire.Topic(device.fleet, device.id, "tele", "device"))
-        self.mqtt.publish(topic, telemetry, qos=1, expiry_s=10, content_type=wire.CONTENT_TYPE)
+        sent = self.mqtt.publish(topic, telemetry, qos=1, expiry_s=10, content_type=wire.CONTENT_TYPE)
+        self._count_bytes(sent, topic, telemetry)
+
+    def _count_bytes(self, sent: bool, topic: str, payload: bytes) -> None:
+        self.carried_bytes += len(topic) + len(payload) + PACKET_BYTES if sent else 0
 
     def _own_cost(self) -> dict[str, object]:
         cpu_s, rss_bytes = usage()
         own = {"pid": os.getpid(), "cpu_s": cpu_s, "rss_bytes": rss_bytes, "link_faults": self.mqtt.faults()}
-        store = {"spool_dropped": self.spool.dropped, "store_faults": dict(self.store_faults)}
-        return {"supervisor": own, "session": self.session, **store}
+        store = {"spool_dropped": self.spool.dropped, "store_faults": {**self.store_faults, **self.chores.faults}}
+        limits = {"limits": msgspec.to_builtins(self.standing)} if self.config.limits.enabled else {}
+        return {"supervisor": own, "session": self.session, **store, **limits}
 
     def _hear(self, source: object) -> None:
         if source is self.listener:
@@ -313,9 +402,11 @@ class Supervisor:
             asks = self.desk.receive()
             self._note_askers()
             self.inputs += [bus.Asked(number, ask) for number, ask in asks]
+        elif source is self.deliveries:
+            self.inputs += self.deliveries.events()
         elif isinstance(source, ipc.Channel):
             self._hear_channel(source)
-        elif isinstance(source, int):
+        elif isinstance(source, int) and not self.chores.hear(source):
             self._bury(source)
 
     def _hear_broker(self) -> None:
@@ -326,6 +417,7 @@ class Supervisor:
                 case LinkDown():
                     self.inputs.append(bus.LinkDown(event.fault or event.reason))
                 case Received():
+                    self._count_bytes(True, event.topic, event.payload)
                     self.inputs.append(bus.Received(event.topic, event.payload, event.correlation, event.retain))
                 case _:
                     pass
@@ -337,7 +429,7 @@ class Supervisor:
                     self.channels[channel] = role
                     self.inputs.append(bus.Connected(role, pid))
                 case StatusRequest():
-                    channel.send(StatusReply({**document(self.world, time.monotonic()), **self._own_cost()}))
+                    channel.send(StatusReply(self._document()))
                 case TrainOrder():
                     # Whoever may connect here may order; children have nothing to say about it.
                     if self.channels.get(channel) in (None, "client"):
@@ -435,7 +527,10 @@ class Supervisor:
         offline = wire.encode(wire.Status(online=False, session=self.session))
         self.mqtt.publish(self._status_topic(), offline, qos=1, retain=True)
         self.mqtt.close()
+        self.limits.close()
+        self.deliveries.close()
         self.desk.close()
+        self.chores.close()
         self.spool.close()
         return 0
 
@@ -445,6 +540,42 @@ class Supervisor:
             self._flush()
             for key, _ in self.selector.select(0.1):
                 self._hear(key.fileobj)
+
+
+def _clock() -> Clock | None:
+    """The time of the wall, here; None while the machine does not know it."""
+    here = time.localtime()
+    if here.tm_year < CLOCK_SET_YEAR:
+        return None
+    day = datetime.date(here.tm_year, here.tm_mon, here.tm_mday).toordinal()
+    return Clock(day, 3600.0 * here.tm_hour + 60.0 * here.tm_min + here.tm_sec)
+
+
+def _board_file(config: Config) -> BoardFile | None:
+    """What is known of the kind of board; None where there is no file about it.
+
+    Raises:
+        ConfigError: there is no file of the name in the configuration, or it is wrong.
+    """
+    try:
+        found, why = boardfile.load(config.board.model, config.board.sysfs_root)
+    except ConfigError as error:
+        if config.board.model is not None:
+            raise
+        log.warning("%s: nothing is known of this kind of board", error)
+        return None
+    # A simulated board without a name is none of those that this machine may be.
+    found = None if config.board.kind == "fake" and config.board.model is None else found
+    log.info("board: %s: %s", found.name if found else "unknown", why)
+    return found
+
+
+def _read_carried(layout: Layout) -> Carried | None:
+    """What a predecessor noted; what nobody can read is nothing, and the day begins anew."""
+    try:
+        return msgspec.json.decode(layout.carried.read_bytes(), type=Carried)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        return None
 
 
 def _run(config: Config, config_path: Path, layout: Layout, stopping: Stopping) -> int:

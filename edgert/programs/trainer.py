@@ -40,7 +40,7 @@ from edgert.ports.process import (
     Stopping,
     identity,
     noted_network,
-    read_bundle,
+    read_base,
     read_note,
     run_role,
     usage,
@@ -233,7 +233,9 @@ class Trainer:
             log.warning("%s: candidates are judged against generation %d", error, self.judged_by)
 
     def _obey(self, order: TrainOrder) -> None:
-        """A candidate and a checkpoint at once; what came of it is in the next report."""
+        """A candidate and a checkpoint at once, once for an order; what came of it is in the next report."""
+        if order.id == self.ordered.id:
+            return  # said again, by a supervisor that started anew and does not know
         offered, committed = self.offer(), self.commit()
         self.order_code = next(code for code in TOLD_FIRST if code in (offered.code, committed))
         failed = "not written, the last is " if committed == "checkpoint-not-written" else ""
@@ -570,7 +572,7 @@ def be_humble() -> None:
 
 def _run(config: Config, config_path: Path, layout: Layout, stopping: Stopping) -> int:
     be_humble()
-    policy = artifact.load(read_bundle(config))
+    policy = artifact.load(read_base(config, layout))
     seed = int.from_bytes(hashlib.sha256(config.device.id.encode()).digest()[:4], "big")
     trainer = Trainer(config, layout, policy, seed=seed)
     trainer.parent.receive()  # a hello before the long reading: who says none for too long counts as hung

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import datetime
 import fcntl
 import json
 import os
@@ -58,7 +59,7 @@ def test_as_json_every_finding_has_a_verdict_and_what_fails_says_how_to_mend_it(
     by_name = {each["name"]: each for each in told["findings"]}
     assert told["ok"] is False
     assert {"versions", "kernels", "clock", "configuration", "bundle", "state_dir", "run_dir", "instance", "sensors",
-            "plant", "broker"} <= by_name.keys()  # fmt: skip
+            "plant", "broker", "trust"} <= by_name.keys()  # fmt: skip
     assert by_name["bundle"]["verdict"] == by_name["broker"]["verdict"] == "fail"
     assert all(each["mend"] for each in told["findings"] if each["verdict"] != "ok")
     assert all(each["verdict"] in ("ok", "warn", "fail") for each in told["findings"])
@@ -126,3 +127,26 @@ def test_the_file_system_of_proc_is_proc() -> None:
 
 def test_it_knows_the_runtimes_in_the_order_in_which_they_are_tried() -> None:
     assert list(doctor._RUNTIMES.items()) == list(PACKAGES.items())
+
+
+def test_keys_and_certificates_are_looked_at(tmp_path: Path) -> None:
+    pytest.importorskip("cryptography", reason="edgert[trust] is not installed: there is no certificate to look at")
+    from edgert.ports import ca
+
+    assert "no keys" in found(config_file(tmp_path))["trust"].found
+    now = datetime.datetime.now(datetime.timezone.utc)
+    made = ca.new_authority(tmp_path / "ca", "f", ["h"], now=now)
+
+    def judged(days: int, at: datetime.datetime, mode: int = 0o600, **more: object) -> doctor.Finding:
+        name = f"d{days}-{mode}-{len(more)}"
+        cert, key = made.issue("device", name, days=days, now=at)
+        key.chmod(mode)
+        files = {"broker__url": "mqtts://127.0.0.1:1", "broker__cert_file": str(cert), "broker__key_file": str(key)}
+        return found(config_file(tmp_path, **files, **more))["trust"]
+
+    assert judged(397, now).verdict == "ok"
+    assert judged(20, now).verdict == "warn"
+    assert judged(1, now - datetime.timedelta(days=3)).verdict == "fail"
+    assert "chmod 600" in judged(397, now, 0o644).found
+    missing = judged(397, now, trust__keys_file=str(tmp_path / "none"))
+    assert missing.verdict == "fail" and "edgert key new" in missing.found

@@ -90,6 +90,22 @@ def test_silence_and_nonsense_are_no_reply(device: Any, mosquitto: Any, capsys: 
         assert f"no reply of default/{name}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["max_power_w=-1"], "max_power_w"),
+        (["no_goal=1"], "no such goal"),
+        (["last_until=18:00"], "text in quotes"),
+        (["last_until='later'"], 'must be a time such as "18:00", or hours'),
+        (["max_power_w=nan"], "max_power_w: is nan; must be a number"),
+        (["--valid-s", "0"], "valid_s"),
+    ],
+)
+def test_goals_that_no_device_could_have_are_not_sent(arguments: list[str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        fleet.main(["goals", "--device", "a", "--broker", "mqtt://127.0.0.1:1", *arguments])
+
+
 @pytest.mark.parametrize("arguments", [["--device", "a/b"], ["--device", "a", "--fleet", "+"]])
 def test_names_that_are_no_topic_segment_are_refused(arguments: list[str]) -> None:
     with pytest.raises(ConfigError):

@@ -3,12 +3,14 @@ from __future__ import annotations
 import math
 
 import cbor2
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edgert import wire
-from edgert.fleet.command import Bad, read_exits
+from edgert.config import Goals
+from edgert.fleet.command import Bad, SetGoals, read_exits, read_goals
 from edgert.values import Operating, SetExits
 
 
@@ -91,3 +93,36 @@ def test_only_settings_that_can_be_run_pass(fields: dict[str, object], n_exits: 
         assert 0 <= told.max_ops_frac <= 1
         assert told.left_s is None or 0 < told.left_s < math.inf
         wire.decode(command(**fields), wire.ExitsCommand)
+
+
+def goals(**fields: object) -> bytes:
+    return cbor2.dumps({"schema": "goals-command", "v": 1, "id": "g1", **fields})
+
+
+def test_goals_name_what_they_change_and_the_rest_stays_as_configured() -> None:
+    configured = Goals(max_power_w=5.0, bytes_per_day=9)
+    told = read_goals(goals(goals={"max_power_w": 3, "last_until": "18:00"}, valid_s=60), configured)
+    assert told == SetGoals(
+        "g1", Goals(max_power_w=3.0, last_until="18:00", bytes_per_day=9), ("last_until", "max_power_w"), 60.0
+    )
+    assert read_goals(goals(goals={"max_power_w": None}), configured) == SetGoals(
+        "g1", Goals(bytes_per_day=9), ("max_power_w",), None
+    )
+    assert read_goals(goals(), configured) == SetGoals("g1", configured, (), None)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([*Goals.__struct_fields__, "other"]),
+        st.none() | st.integers(-3, 70) | st.floats() | st.text(max_size=5) | st.lists(st.text(), max_size=3),
+    ),
+    st.none() | st.floats(),
+)
+def test_only_goals_that_a_file_could_state_pass(named: dict[str, object], valid_s: float | None) -> None:
+    told = read_goals(goals(goals=named, valid_s=valid_s), Goals())
+    if isinstance(told, SetGoals):
+        assert msgspec.convert(msgspec.to_builtins(told.goals), Goals) == told.goals
+        assert told.goals.max_power_w is None or 0 < told.goals.max_power_w <= 1000
+        assert told.left_s is None or 0 < told.left_s < math.inf
+    else:
+        assert told.why

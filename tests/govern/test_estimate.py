@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgert.config import Govern
-from edgert.govern.estimate import Estimate, scales, update
+from edgert.govern.estimate import Estimate, Mean, mix, scales, update
 from edgert.values import UNKNOWN, Reading, Readings
 
 GOVERN = Govern()
@@ -163,3 +163,32 @@ def test_scales_are_ordered_from_mild_to_worst() -> None:
         entries = [sign * band.enter for band in scale.bands]
         assert entries == sorted(entries)
         assert all(sign * band.leave <= sign * band.enter for band in scale.bands)
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=20), st.floats(0, 1e6))
+def test_a_larger_sample_never_gives_a_smaller_mean(samples: list[float], more: float) -> None:
+    kind, harsh = Mean(), Mean()
+    for second, sample in enumerate(samples):
+        kind, harsh = mix(kind, sample, float(second), 5.0), mix(harsh, sample + more, float(second), 5.0)
+    assert kind.mean is not None and harsh.mean is not None
+    assert harsh.mean >= kind.mean - 1e-6 and min(samples) - 1e-6 <= kind.mean <= max(samples) + 1e-6
+
+
+def test_a_mean_forgets_and_passes_over_nonsense() -> None:
+    mean = Mean()
+    for second in range(100):
+        mean = mix(mean, 1.0 if second < 50 else 3.0, float(second), 5.0)
+    for nonsense in (None, math.nan, math.inf, "3", 1e300):
+        assert mix(mean, nonsense, 100.0, 5.0) is mean
+    figure = mean.figure(101.0, "here")
+    assert figure.mean == pytest.approx(3.0, abs=0.01) and (figure.age_s, figure.source) == (2.0, "here")
+    assert Mean().figure(0.0, "here").mean is None
+
+
+def test_waiting_for_memory_has_a_band_of_its_own() -> None:
+    looks = [0.05, 0.2, 0.05, 0.02]
+    levels, estimate = [], Estimate()
+    for second, value in enumerate(looks):
+        estimate = update(estimate, Readings(memory_pressure_frac=Reading(value)), 60.0 * second, Govern(smooth_s=0.0))
+        levels.append(estimate.memory_pressure_frac.level)
+    assert levels == [0, 1, 1, 0]

@@ -125,6 +125,26 @@ def test_who_has_the_say(
     assert found.point == {(0.1, 0.1): 0, (0.2, 0.2): 1, (0.3, 0.3): 2}.get(thresholds)
 
 
+@pytest.mark.parametrize(
+    ("advised", "changes", "thresholds"),
+    [
+        (2, {}, (0.3, 0.3)),  # what the budget advises, where nobody else says anything
+        (0, {"max_ops_frac": 0.3}, (0.1, 0.1)),
+        (0, {"max_ops_frac": 0.5, "point": 2}, (0.1, 0.1)),  # what the fleet wants is too dear
+        (0, {"point": 2}, (0.3, 0.3)),  # and here it is not
+        (2, {"max_ops_frac": 0.6}, (0.2, 0.2)),  # the fleet's limit is below it
+        (9, {}, (0.7, 0.7)),  # of another bundle's frontier
+        (-1, {}, (0.7, 0.7)),
+        (1, {"pinned": (0.9, 0.9)}, (0.9, 0.9)),
+    ],
+)
+def test_what_the_budget_advises(advised: int, changes: dict[str, object], thresholds: tuple[float, ...]) -> None:
+    made = manifest([point(0.3, 0.5, (0.1, 0.1)), point(0.5, 0.9, (0.2, 0.2)), point(0.8, 1.0, (0.3, 0.3))])
+    asked: dict[str, object] = {"pinned": None, "wanted": None, "point": None, "max_ops_frac": 1.0, **changes}
+    found = frontier.settle(made, advised=advised, **asked)  # type: ignore[arg-type]  # a table of changes
+    assert found.operating.thresholds == thresholds
+
+
 @pytest.mark.parametrize("points", [None, []])
 def test_without_a_frontier_a_limit_changes_nothing_here(points: list[Point] | None) -> None:
     found = frontier.settle(manifest(points), pinned=None, wanted=None, point=None, max_ops_frac=0.1)

@@ -14,7 +14,9 @@ import msgspec
 import pytest
 
 from edgert import config
+from edgert.bundle import read
 from edgert.errors import ArtifactError, ConfigError, StoreError, UsageError
+from edgert.fleet.update import GENERATIONS
 from edgert.ports import ipc, process
 from edgert.ports.process import Layout, Parent, Stopping
 from edgert.values import Happened, Hello, Note, Record, Stop, Swap
@@ -237,3 +239,28 @@ def test_a_role_that_is_taken_ends_with_78(folder: Path, monkeypatch: pytest.Mon
     (folder / "edgert.toml").write_text(text)
     monkeypatch.setattr(process.ipc, "single_instance", taken)
     assert process.run_role("actor", "prog", ["--config", str(folder / "edgert.toml")], lambda *_: 0) == 78
+
+
+def test_training_begins_from_what_the_fleet_gave_and_kept(layout: Layout) -> None:
+    models = Path(__file__).parents[2] / "models"
+    made = config.parse(MINIMAL.replace("/p.edgert", str(models / "breakout.edgert")), "test")
+    layout.bundle = models / "breakout.edgert"
+    installed = process.identity(read(layout.bundle.read_bytes()).manifest)
+    assert process.read_base(made, layout) == layout.bundle.read_bytes()
+    data = (models / "breakout-teacher.edgert").read_bytes()
+    kept = hashlib.sha256(data).hexdigest()
+    path = layout.fleet / process.fleet_folder(installed) / f"{kept}.edgert"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(data)
+    assert process.read_base(made, layout) == layout.bundle.read_bytes()  # it is there, and on trial yet
+    layout.update.write_bytes(msgspec.json.encode({"kept": kept, "stage": "kept"}))
+    assert process.read_base(made, layout) == data
+    layout.acting.write_bytes(msgspec.json.encode(Note(GENERATIONS + 1, str(path), kept)))
+    assert process.noted_network(layout) == (Swap(GENERATIONS + 1, str(path), kept), "")
+    elsewhere = layout.fleet / "0123456789abcdef" / path.name
+    elsewhere.parent.mkdir()
+    elsewhere.write_bytes(data)
+    layout.acting.write_bytes(msgspec.json.encode(Note(GENERATIONS + 1, str(elsewhere), kept)))
+    assert "another bundle" in process.noted_network(layout)[1]
+    path.write_bytes(data[:-1])
+    assert process.read_base(made, layout) == layout.bundle.read_bytes()

@@ -180,3 +180,16 @@ def test_what_is_learned_is_one_row_with_trust_and_why_not() -> None:
     assert plain["learning"] == "return a minute 0.0 → 2.0, trust 0.25, idle: paused"
     assert "▁▅█" in fancy["learning"] and "loss █" in fancy["learning"]
     assert plain["rolled back"] == "1; generations 4 never act again"
+
+
+@pytest.mark.parametrize(
+    ("update", "wanted"),
+    [
+        ({"stage": "fetching", "have_bytes": 500, "size_bytes": 1000}, "n release 3: fetching 500 B of 1,000 B"),
+        ({"stage": "held", "code": "no-space", "why": "full"}, "n release 3: held, no-space, full"),
+        ({"stage": "kept", "why": "it earns no less"}, "n release 3: kept, it earns no less"),
+    ],
+)
+def test_a_policy_from_the_fleet_is_shown_where_there_is_one(update: dict[str, Any], wanted: str) -> None:
+    known = {"name": "n", "version": 3, "code": "", "why": "", **update}
+    assert screen._update(known) == wanted

@@ -267,6 +267,27 @@ def test_the_budget_picks_a_point_of_the_frontier_between_two_ticks(make_actor: 
     ]
 
 
+def test_the_budget_names_a_point_and_a_deadline_and_takes_both_back(make_actor: Callable[..., Any]) -> None:
+    actor = make_actor()
+    give_frontier(actor)
+    configured_s = actor.deadline_s
+    actor._heed(Budget(max_exit=2, train_steps_hz=0.0, teacher_bytes_per_s=0.0, point=1, deadline_s=0.011))
+    assert (actor.setting.point, actor.deadline_s) == (1, 0.011)
+    actor._heed(Budget(max_exit=2, train_steps_hz=0.0, teacher_bytes_per_s=0.0))
+    assert (actor.setting.operating, actor.deadline_s) == (MANIFEST.operating, configured_s)
+
+
+def test_the_report_sums_what_each_exit_took(make_actor: Callable[..., Any]) -> None:
+    actor = make_actor()
+    give_frontier(actor)
+    for number in (1, 2, 3):
+        actor.tick(number)
+    report = actor._report()
+    assert sum(report.exits) == 3
+    for count, took_s, squares in zip(report.exits, report.exits_s, report.exits_s2, strict=True):
+        assert (count > 0) == (took_s > 0) and took_s**2 <= count * squares * (1 + 1e-9)
+
+
 def test_the_fleet_sets_the_exits_and_the_budget_may_still_lower_them(make_actor: Callable[..., Any]) -> None:
     actor = make_actor()
     give_frontier(actor)

@@ -16,7 +16,7 @@ import pytest
 
 from edgert import bus, config, wire
 from edgert.errors import ArtifactError, ConfigError, StoreError, UsageError
-from edgert.ports import ipc
+from edgert.ports import boardfile, ipc
 from edgert.ports.process import Layout
 from edgert.programs import supervisor as program
 from edgert.programs.supervisor import Supervisor
@@ -71,6 +71,7 @@ def make(written: Callable[..., Path]) -> Iterator[Callable[..., Supervisor]]:
     yield open_one
     for each in made:
         each.mqtt.close()
+        each.chores.close()
         each.spool.close()
         each.listener.close()
         each.desk.close()
@@ -123,11 +124,13 @@ def test_which_network_acts_is_noted_and_found_again(make: Callable[..., Supervi
     swap = Swap(2, str(network), program.bundles.hashlib.sha256(BUNDLE.read_bytes()).hexdigest())
     first._perform(bus.Commit(Note(swap.generation, swap.path, swap.sha256)))
     assert events(first) == []
+    first.chores.close()
     first.spool.close()
     first.listener.close()
     first.desk.close()
     again = make()
     assert again.world.networks.target == swap
+    again.chores.close()
     again.spool.close()
     again.listener.close()
     again.desk.close()
@@ -152,7 +155,7 @@ def test_a_pause_is_noted_and_found_again(make: Callable[..., Supervisor], monke
     for paused in (True, True, False, False, True):
         supervisor._perform(bus.Pause(paused))
         assert supervisor.layout.paused.exists() == paused
-    for port in (supervisor.spool, supervisor.listener, supervisor.desk):
+    for port in (supervisor.spool, supervisor.chores, supervisor.listener, supervisor.desk):
         port.close()
     again = make()
     assert again.world.paused
@@ -426,7 +429,7 @@ def test_a_program_at_the_desk_is_told_its_share_and_refused_while_there_is_no_l
         supervisor._hear(supervisor.desk)
         supervisor.inputs.append(bus.Tick())
         while supervisor.inputs:
-            supervisor.world, effects = program.control.step(supervisor.world, supervisor.inputs.popleft(), 0.0)
+            supervisor.guard, effects = program.guards.step(supervisor.guard, supervisor.inputs.popleft(), 0.0)
             for effect in effects:
                 if isinstance(effect, bus.TellAsker):
                     supervisor._perform(effect)
@@ -440,3 +443,22 @@ def test_a_program_at_the_desk_is_told_its_share_and_refused_while_there_is_no_l
     channel.close()
     supervisor._hear(supervisor.desk)
     assert supervisor.inputs.pop() == bus.AskersHere(())
+
+
+def test_the_kind_of_board_is_named_or_detected_and_a_wrong_name_is_configuration(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def board(text: str) -> str | None:
+        made = config.parse(f'[device]\nid = "d"\n[policy]\nbundle = "/p"\n[board]\n{text}\n', "x")
+        found = program._board_file(made)
+        return None if found is None else found.name
+
+    assert board('model = "raspberry-pi-4"') == "raspberry-pi-4"
+    assert board('kind = "fake"\nmodel = "jetson-nano"') == "jetson-nano"
+    assert board('kind = "fake"') is None, "it is none of those that this machine may be"
+    assert board(f'sysfs_root = "{tmp_path}"') is None
+    with pytest.raises(ConfigError, match="no board 'raspbery'"):
+        board('model = "raspbery"')
+    (tmp_path / "broken.toml").write_text("[hardware]\nnonsense = 1\n")
+    monkeypatch.setattr(boardfile, "folders", lambda: [tmp_path])
+    assert board("") is None, "a file about another board keeps no device from starting"

@@ -61,7 +61,7 @@ def full(*_: object) -> None:
 
 
 def ordered(trainer: Trainer) -> tuple[TrainCode | None, str]:
-    trainer._heed(TrainOrder("a", "now"), 0.0)
+    trainer._heed(TrainOrder(f"after {trainer.ordered.id}", "now"), 0.0)
     told = trainer._report()
     return told.order_code, told.order_told
 
@@ -74,6 +74,14 @@ def test_what_was_done_and_that_there_is_nothing_more_to_do(trainer: Trainer) ->
     assert ordered(trainer) == ("done", "candidate 1 accepted; checkpoint 1")
     code, told = ordered(trainer)
     assert code == "nothing-to-do" and "nothing was learned" in told
+
+
+def test_an_order_that_is_said_again_is_not_obeyed_again(trainer: Trainer) -> None:
+    done = ordered(trainer)
+    trainer.step()
+    trainer._heed(TrainOrder(trainer.ordered.id, "now"), 0.0)
+    told = trainer._report()
+    assert (told.order_code, told.order_told) == done
 
 
 def test_a_checkpoint_alone_is_something_that_was_done(trainer: Trainer) -> None:

@@ -11,6 +11,7 @@ BENCHMARKS = {
     "teacher": "how fast one replica of a teacher answers, by itself and through a broker",
     "rlink": "how much faster, and on how few bytes, a student learns from a teacher behind a bad link",
     "train": "what a training step costs on one core, against PyTorch",
+    "govern": "what one budget for everything brings on boards, against simpler rules and an oracle",
     "rapidrl": "what early exits save and lose on Atari, a drone and MinAtar, against everything comparable",
 }
 

@@ -5,9 +5,14 @@ from __future__ import annotations
 from typing import Protocol
 
 from edgert.config import Config
-from edgert.ports.board.fake import BatteryBoard, SimulatedBattery, SimulatedBoard
+from edgert.ports.board.files import Files
 from edgert.ports.board.linux import LinuxBoard
-from edgert.values import Readings
+from edgert.ports.board.pace import CAP_S
+from edgert.ports.board.physics import Model
+from edgert.ports.board.proc import Processor
+from edgert.ports.board.scenario import Scenario
+from edgert.ports.board.simulated import BatteryBoard, fitted, open_simulated
+from edgert.values import UNKNOWN, Readings
 
 
 class Board(Protocol):
@@ -44,19 +49,24 @@ def open_board(config: Config) -> Board:
         the real CPU load of this machine, so that what edgert does heats and drains it.
 
     Raises:
-        nothing.
+        ConfigError: the scenario of a simulated board is not known, or its file makes no sense.
+        StoreError: that file cannot be read.
     """
     board, battery = config.board, config.battery
-    linux = LinuxBoard(board.sysfs_root, thermal_zone=board.thermal_zone, has_battery=battery.kind == "linux")
-    found: Board = linux
     if board.kind == "fake":
-        found = SimulatedBoard(load=lambda now_s: linux.read(now_s).load_frac.value)
+        processor = Processor(Files(board.sysfs_root))
+        return open_simulated(config, load=lambda now_s: processor.load(now_s).readings.get("load_frac", UNKNOWN).value)
+    linux = LinuxBoard(
+        board.sysfs_root,
+        thermal_zone=board.thermal_zone,
+        has_battery=battery.kind == "linux",
+        # Without saying that the machine runs on that battery, a gauge at one is not asked.
+        gauges=[gauge for gauge in board.gauges if battery.kind == "gauge" or gauge.measures == "supply"],
+        capacity_j=battery.capacity_j,
+        metered=board.metered,
+        cap_s=min(CAP_S, config.govern.stale_s / 2),
+    )
     if battery.kind == "simulated":
-        cell = SimulatedBattery(
-            capacity_j=battery.capacity_j,
-            charge_frac=battery.initial_frac,
-            idle_w=battery.idle_w,
-            busy_w=battery.busy_w,
-        )
-        found = BatteryBoard(found, cell)
-    return found
+        calm = Scenario(name="calm", charge_frac=battery.initial_frac)
+        return BatteryBoard(linux, fitted(battery, Model()), calm)
+    return linux

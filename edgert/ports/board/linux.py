@@ -1,31 +1,35 @@
 """Any Linux machine, by /proc and /sys alone. Every sensor is optional, and none is believed blindly.
 
-What is refused, and why:
-
-- Temperatures outside -40..150 degC: no silicon sensor is specified beyond, and the kernel's own "invalid" is -274 degC
-  (THERMAL_TEMP_INVALID). Exactly 0: what drivers give while a sensor is off; a die at 0.000 degC is far rarer, and to
-  take it for unknown errs on the careful side. 85 degC is *not* refused, though it is the power-on value of one common
-  external sensor (DS18B20): it is also where a real die becomes critical, and a single sample moves no band anyway.
-- The zone `PMIC-Die` of Jetson boards: a constant 100 degC, a placeholder in their device tree.
-- A charge outside 0..100 %, and a charge of 0 % from a gauge that also says 0 V or charging or full: a gauge that lost
-  its bus or was not yet initialised. Acting on such a zero has switched off healthy machines.
-- A power that is not above 0 or is above 1 kW; and any power while not discharging, since it then flows into the
-  battery. The sign of a current differs between drivers and is ignored.
+This file only puts together what its neighbours read: `proc` (load, pressure, memory, clocks), `thermal`, `pi`,
+`jetson`, `supply`, `gauges` and `network`; each of them says what it refuses and why. psutil is not used: it knows
+nothing that these files do not say, and on ARM boards less (no temperatures, no clocks).
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+import time
+from collections.abc import Callable, Sequence
 
-from edgert.values import UNKNOWN, Reading, Readings
+import msgspec
 
-_PLACEHOLDER_ZONES = ("PMIC-Die",)
-_CPU_CHIPS = ("coretemp", "cpu_thermal", "k10temp", "zenpower", "soc_thermal", "cpu")
-_SYSFS_BYTES = 4096
+from edgert.hardware import Gauge
+from edgert.ports.board.files import Files
+from edgert.ports.board.gauges import Gauges
+from edgert.ports.board.jetson import Jetson
+from edgert.ports.board.network import Network
+from edgert.ports.board.pace import CAP_S, Cost, Probe, Seen
+from edgert.ports.board.pi import Firmware
+from edgert.ports.board.proc import Processor
+from edgert.ports.board.supply import Supplies
+from edgert.ports.board.thermal import Thermal
+from edgert.values import Reading, Readings
+
+_HEADLINES = frozenset(field.name for field in msgspec.structs.fields(Readings) if field.type is Reading)
+_SCAN_S = 60.0
 
 
 class LinuxBoard:
-    """Reads /proc/stat, thermal zones, CPU sensors among hwmon, and batteries.
+    """Reads what there is, each sensor as often as its cost allows.
 
     Attributes:
         name: the model the device tree names, or "linux".
@@ -37,132 +41,123 @@ class LinuxBoard:
         One at a time.
     """
 
-    def __init__(self, root: str = "/", *, thermal_zone: str | None = None, has_battery: bool = False) -> None:
+    def __init__(
+        self,
+        root: str = "/",
+        *,
+        thermal_zone: str | None = None,
+        has_battery: bool = False,
+        gauges: Sequence[Gauge] = (),
+        capacity_j: float | None = None,
+        metered: bool | None = None,
+        cap_s: float = CAP_S,
+        cpu_s: Callable[[], float] = time.thread_time,
+        wall_s: Callable[[], float] = time.perf_counter,
+    ) -> None:
         """Look nowhere yet, but for the model's name.
 
         Args:
             root: directory that holds `proc` and `sys`.
             thermal_zone: type of the one zone to read; None reads them all and takes the hottest.
-            has_battery: this machine runs on batteries of /sys/class/power_supply.
+            has_battery: this machine runs on the batteries of /sys/class/power_supply; a gauge at a battery says that
+                it runs on that one.
+            gauges: chips on i2c.
+            capacity_j: energy of the full battery behind a gauge; None when not known.
+            metered: what the configuration says of the link; None is not said.
+            cap_s: longest time between two looks at one sensor.
+            cpu_s: the thread's CPU time so far.
+            wall_s: any clock that runs evenly.
         """
-        self._proc = Path(root) / "proc"
-        self._class = Path(root) / "sys" / "class"
-        self._thermal_zone = thermal_zone
-        self._has_battery = has_battery
-        self._ticks: tuple[int, int] | None = None
-        self._load: tuple[float, float] | None = None
-        model = (_text(self._proc / "device-tree" / "model") or "").rstrip("\0").strip()
-        self.name = model or "linux"
+        files = Files(root)
+        self.name = (files.once("proc/device-tree/model") or "").rstrip("\0").strip() or "linux"
+        self._has_battery = has_battery or any(gauge.measures == "battery" for gauge in gauges)
+        self._processor = processor = Processor(files)
+        self._thermal = thermal = Thermal(files, only=thermal_zone)
+        self._firmware = firmware = Firmware(files)
+        self._jetson = jetson = Jetson(files)
+        self._supplies = supplies = Supplies(files)
+        self._gauges = Gauges(gauges, capacity_j=capacity_j)
+        self._network = network = Network(files, metered=metered)
+
+        def probe(name: str, look: Callable[[float], Seen], share: float, period_s: float = 0.0) -> Probe:
+            return Probe(name, look, share=share, period_s=period_s, cap_s=cap_s, cpu_s=cpu_s, wall_s=wall_s)
+
+        # What comes first is believed before what comes later: a gauge that someone configured before the kernel's
+        # batteries, and those before the rails, which leave out what hangs on other lines.
+        self._probes = (
+            *([probe("gauges", self._gauges.read, 0.05, 2.0)] if gauges else []),
+            *([probe("supplies", supplies.read, 0.05, 5.0)] if has_battery else []),
+            probe("rails", jetson.read, 0.1, 1.0),
+            probe("load", processor.load, 0.2),
+            probe("pressure", processor.pressure, 0.15),
+            probe("clocks", processor.clocks, 0.1, 1.0),
+            probe("memory", processor.memory, 0.05, 2.0),
+            probe("thermal", thermal.read, 0.2),
+            probe("cooling", thermal.cooling, 0.02, 10.0),
+            probe("firmware", firmware.read, 0.05, 2.0),
+            probe("power mode", jetson.mode, 0.01, 10.0),
+            probe("network", network.read, 0.05, 2.0),
+        )
+        self._scanned_s: float | None = None
+        self._cpu = cpu_s
+        self._first_s: float | None = None
+        self._spent_s = 0.0
+        self._last_s = 0.0
 
     def read(self, now_s: float) -> Readings:
-        """Look at every sensor once; see `Board.read`. The load is that between the last call and this one."""
-        charge, power = self._batteries() if self._has_battery else (UNKNOWN, UNKNOWN)
-        return Readings(
-            load_frac=self._load_frac(now_s),
-            temp_c=Reading(self._temp_c()),
-            battery_frac=charge,
-            power_w=power,
-            has_battery=self._has_battery,
-        )
-
-    def _load_frac(self, now_s: float) -> Reading:
-        """proc(5), /proc/stat: user nice system idle iowait irq softirq steal; guest time is within user's."""
-        words = (_text(self._proc / "stat") or "").partition("\n")[0].split()
-        try:
-            counts = [int(word) for word in words[1:9]]
-        except ValueError:
-            return UNKNOWN
-        if len(counts) < 4 or words[0] != "cpu":
-            return UNKNOWN
-        before, self._ticks = self._ticks, (sum(counts), sum(counts[3:5]))
-        if before is not None:
-            total, idle = self._ticks[0] - before[0], self._ticks[1] - before[1]
-            if total > 0:
-                # iowait may run backwards (proc(5)), so the quotient may leave 0..1 by a little.
-                self._load = min(1.0, max(0.0, 1.0 - idle / total)), now_s
-        return UNKNOWN if self._load is None else Reading(self._load[0], max(0.0, now_s - self._load[1]))
-
-    def _temp_c(self) -> float | None:
-        zones = [
-            (_text(zone / "type") or "", zone / "temp") for zone in _entries(self._class / "thermal", "thermal_zone")
-        ]
-        if self._thermal_zone is not None:
-            chosen = [temp for kind, temp in zones if kind == self._thermal_zone]
+        """Look at every sensor whose time has come; see `Board.read`. The ages tell when each was looked at."""
+        began_s = self._cpu()
+        if self._scanned_s is None or not 0 <= now_s - self._scanned_s < _SCAN_S:
+            self._scan()
+            self._scanned_s = now_s
+        found: dict[str, Reading] = {}
+        throttle = external = metered = None
+        for probe in self._probes:
+            seen = probe.read(now_s)
+            for name, each in seen.readings.items():
+                if name not in found or found[name].value is None:
+                    found[name] = each
+            throttle = seen.throttle if throttle is None else throttle
+            external = seen.external_power if external is None else external
+            metered = seen.metered if metered is None else metered
+        if self._first_s is None or now_s < self._first_s:
+            # The first look finds out what there is, and is not like the others.
+            self._first_s, self._spent_s = now_s, 0.0
         else:
-            chosen = [temp for kind, temp in zones if kind not in _PLACEHOLDER_ZONES]
-        hottest = max(filter(None, map(_celsius, chosen)), default=None)
-        if hottest is not None or self._thermal_zone is not None:
-            return hottest
-        chips = [chip for chip in _entries(self._class / "hwmon", "hwmon") if _text(chip / "name") in _CPU_CHIPS]
-        inputs = [sensor for chip in chips for sensor in _entries(chip, "temp") if sensor.name.endswith("_input")]
-        return max(filter(None, map(_celsius, inputs)), default=None)
-
-    def _batteries(self) -> tuple[Reading, Reading]:
-        """Charge and power of the machine's batteries together; a peripheral's (scope Device) is not among them."""
-        cells = [
-            supply
-            for supply in _entries(self._class / "power_supply", "")
-            if _text(supply / "type") == "Battery"
-            and _text(supply / "scope") != "Device"
-            and _number(supply / "present") != 0
-        ]
-        charges = [charge for cell in cells if (charge := _charge_frac(cell)) is not None]
-        powers = [power for cell in cells if (power := _power_w(cell)) is not None]
-        return (
-            Reading(sum(charges) / len(charges)) if charges else UNKNOWN,
-            Reading(sum(powers)) if powers else UNKNOWN,
+            self._spent_s += self._cpu() - began_s
+        self._last_s = now_s
+        spent = self.cost_frac()
+        if spent is not None:
+            found["probe_core_frac"] = Reading(spent, 0.0, "CPU time of the thread that looks")
+        return Readings(
+            **{name: each for name, each in found.items() if name in _HEADLINES},
+            has_battery=self._has_battery,
+            external_power=external if self._has_battery else None,
+            throttle=throttle,
+            metered=metered,
+            detail={name: each for name, each in found.items() if name not in _HEADLINES},
         )
 
+    def cost_frac(self) -> float | None:
+        """CPU time of looking since the first look, and of programs that were asked, as a share of one core."""
+        if self._first_s is None or self._last_s <= self._first_s:
+            return None
+        programs_s = self._firmware.cpu_s + self._jetson.cpu_s
+        return (self._spent_s + programs_s) / (self._last_s - self._first_s)
 
-def _charge_frac(cell: Path) -> float | None:
-    percent = _number(cell / "capacity")
-    if percent is None:
-        for kind in ("energy", "charge"):
-            now, full = _number(cell / f"{kind}_now"), _number(cell / f"{kind}_full")
-            if now is not None and full is not None and full > 0:
-                percent = 100 * now / full
-    if percent is None or not 0 <= percent <= 100:
-        return None
-    if percent == 0 and (_number(cell / "voltage_now") == 0 or _text(cell / "status") in ("Charging", "Full")):
-        return None
-    return percent / 100.0
+    def costs(self) -> dict[str, Cost]:
+        """What each probe takes, and the period that follows from it."""
+        return {probe.name: probe.cost for probe in self._probes}
 
+    def facts(self) -> dict[str, str]:
+        """What was detected and where it is read, by name, for people."""
+        self._scan()
+        told = {"model": self.name}
+        for part in (self._processor, self._thermal, self._firmware, self._jetson, self._supplies, self._gauges):
+            told |= part.facts()
+        return told | self._network.facts()
 
-def _power_w(cell: Path) -> float | None:
-    """Watts drawn; sysfs counts in microwatts, microvolts and microamperes (power_supply_class)."""
-    if _text(cell / "status") != "Discharging":
-        return None
-    power_uw, voltage_uv, current_ua = (_number(cell / f"{kind}_now") for kind in ("power", "voltage", "current"))
-    if power_uw is None and voltage_uv is not None and current_ua is not None:
-        power_uw = voltage_uv * current_ua / 1e6
-    if power_uw is None or not 0.0 < abs(power_uw) <= 1e9:
-        return None
-    return abs(power_uw) / 1e6
-
-
-def _celsius(path: Path) -> float | None:
-    milli = _number(path)
-    return None if milli is None or milli == 0 or not -40_000 <= milli <= 150_000 else milli / 1000.0
-
-
-def _entries(folder: Path, prefix: str) -> list[Path]:
-    try:
-        return sorted(entry for entry in folder.iterdir() if entry.name.startswith(prefix))
-    except OSError:
-        return []
-
-
-def _number(path: Path) -> float | None:
-    try:
-        return float(int(_text(path) or ""))
-    except (ValueError, OverflowError):
-        return None
-
-
-def _text(path: Path) -> str | None:
-    """The file's text, or None: sensors vanish, refuse (EAGAIN, EIO, ENODATA) and give nonsense at any time."""
-    try:
-        with path.open("rb") as file:
-            return file.read(_SYSFS_BYTES).decode().strip()
-    except (OSError, ValueError):
-        return None
+    def _scan(self) -> None:
+        """Find out what there is: sensors come and go with what is plugged in."""
+        for part in (self._processor, self._thermal, self._firmware, self._jetson, self._supplies, self._network):
+            part.scan()

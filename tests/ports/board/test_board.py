@@ -10,9 +10,12 @@ import pytest
 
 from edgert.config import Battery, Config, Device, Policy
 from edgert.config import Board as BoardSection
+from edgert.hardware import Gauge
 from edgert.ports.board import Board, open_board
-from edgert.ports.board.fake import BatteryBoard, ScriptedBoard, SimulatedBattery, SimulatedBoard
 from edgert.ports.board.linux import LinuxBoard
+from edgert.ports.board.physics import Model
+from edgert.ports.board.scenario import Row, Scenario
+from edgert.ports.board.simulated import BatteryBoard, SimulatedBoard
 from edgert.values import Readings
 
 RANGES = {
@@ -63,31 +66,19 @@ def absurd(root: Path) -> LinuxBoard:
     return LinuxBoard(str(root), has_battery=True)
 
 
-def simulated(root: Path) -> BatteryBoard:
-    return BatteryBoard(
-        SimulatedBoard(load=lambda now_s: 0.5), SimulatedBattery(capacity_j=10.0, idle_w=1.0, busy_w=2.0)
-    )
-
-
-def silent(root: Path) -> SimulatedBoard:
-    board = SimulatedBoard()
-    board.dead |= {*RANGES, "no such sensor"}
-    return board
-
+CELL = Model(capacity_j=10.0)
+SILENT = Row(faults=tuple((name, "silent") for name in RANGES))
 
 BOARDS: dict[str, Callable[[Path], Board]] = {
-    "scripted": lambda root: ScriptedBoard([]),
-    "simulated": lambda root: SimulatedBoard(load=lambda now_s: 1.0),
-    "simulated, load unknown": lambda root: SimulatedBoard(load=lambda now_s: None),
-    "simulated on a battery": simulated,
-    "simulated, silent": silent,
+    "simulated": lambda root: SimulatedBoard(Model(), Scenario(name="calm"), demand=lambda now_s: 4.0),
+    "simulated, load unknown": lambda root: SimulatedBoard(Model(), Scenario(name="calm"), demand=lambda now_s: None),
+    "simulated on a battery": lambda root: SimulatedBoard(CELL, Scenario(name="calm"), demand=lambda now_s: 2.0),
+    "simulated, silent": lambda root: SimulatedBoard(CELL, Scenario(name="silent", rows=(SILENT,))),
     "linux, healthy": healthy,
     "linux, absurd": absurd,
     "linux, nothing there": lambda root: LinuxBoard(str(root / "missing"), has_battery=True),
     "linux, this machine": lambda root: LinuxBoard(has_battery=True),
-    "linux on a simulated battery": lambda root: BatteryBoard(
-        healthy(root), SimulatedBattery(capacity_j=10.0, idle_w=1.0, busy_w=2.0)
-    ),
+    "linux on a simulated battery": lambda root: BatteryBoard(healthy(root), CELL, Scenario(name="calm")),
 }
 
 
@@ -125,8 +116,8 @@ def config(board: BoardSection, battery: Battery) -> Config:
         ("linux", Battery(), 48.312, None),
         ("linux", Battery(kind="linux"), 48.312, 0.37),
         ("linux", Battery(kind="simulated", initial_frac=0.5), 48.312, 0.5),
-        ("fake", Battery(), 40.0, None),
-        ("fake", Battery(kind="simulated", initial_frac=0.5), 40.0, 0.5),
+        ("fake", Battery(), 32.0, None),
+        ("fake", Battery(kind="simulated", initial_frac=0.5), 32.0, 0.5),
     ],
 )
 def test_open_board_builds_what_the_configuration_names(
@@ -135,7 +126,7 @@ def test_open_board_builds_what_the_configuration_names(
     healthy(tmp_path)
     section = BoardSection(kind="fake" if kind == "fake" else "linux", sysfs_root=str(tmp_path))
     readings = open_board(config(section, battery)).read(0.0)
-    assert readings.temp_c.value == temp_c
+    assert readings.temp_c.value == pytest.approx(temp_c)
     assert readings.battery_frac.value == charge_frac
     assert readings.has_battery == (battery.kind != "none")
 
@@ -147,6 +138,20 @@ def test_a_fake_board_drains_with_the_real_load(tmp_path: Path) -> None:
     board.read(0.0)
     write(tmp_path, {"proc/stat": "cpu  200 0 100 800 0 0 0 0 0 0\n"})
     readings: Readings = board.read(10.0)
-    assert readings.load_frac.value == 1.0
-    assert readings.power_w.value == 10.0
-    assert readings.battery_frac.value == pytest.approx(0.9)
+    assert readings.load_frac.value == pytest.approx(1.0)
+    assert readings.power_w.value == pytest.approx(10.0)
+    assert readings.battery_frac.value == pytest.approx(0.9, abs=0.02), "a cell gives less than it takes"
+
+
+def test_gauges_and_the_metered_link_come_from_the_configuration(tmp_path: Path) -> None:
+    healthy(tmp_path)
+    gauges = (Gauge(kind="ina219", bus=254), Gauge(kind="ina226", bus=254, measures="supply"))
+    section = BoardSection(sysfs_root=str(tmp_path), gauges=gauges, metered=True)
+    runs = open_board(config(section, Battery(kind="gauge")))
+    assert runs.read(0.0).has_battery and runs.read(0.0).metered is True
+    assert isinstance(runs, LinuxBoard)
+    assert {"ina219 at i2c-254 0x40", "ina226 at i2c-254 0x40"} <= set(runs.facts())
+    mains = open_board(config(section, Battery()))
+    assert isinstance(mains, LinuxBoard)
+    assert not mains.read(0.0).has_battery
+    assert "ina219 at i2c-254 0x40" not in mains.facts(), "nobody said that it runs on that battery"

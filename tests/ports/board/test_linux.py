@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from edgert.hardware import Gauge
 from edgert.ports.board.linux import LinuxBoard
 
 ZONE = "sys/class/thermal/thermal_zone"
@@ -171,3 +172,45 @@ def test_name_is_the_device_trees_model(tmp_path: Path) -> None:
     assert LinuxBoard(str(tmp_path)).name == "linux"
     write(tmp_path, {"proc/device-tree/model": "NVIDIA Jetson Orin Nano\0"})
     assert LinuxBoard(str(tmp_path)).name == "NVIDIA Jetson Orin Nano"
+
+
+def test_each_probe_says_what_it_takes_and_all_together_as_a_share_of_a_core(tmp_path: Path) -> None:
+    cpu_s = 0.0
+
+    def clock() -> float:
+        nonlocal cpu_s
+        cpu_s += 1e-4
+        return cpu_s
+
+    board = LinuxBoard(str(tmp_path), cpu_s=clock, wall_s=lambda: 0.0)
+    assert board.cost_frac() is None
+    assert "probe_core_frac" not in board.read(0.0).detail
+    for now_s in range(1, 1001):
+        readings = board.read(float(now_s))
+    told = readings.detail["probe_core_frac"]
+    assert told.value == board.cost_frac()
+    assert 0.0 < (told.value or 0.0) < 0.01
+    costs = board.costs()
+    assert {"load", "thermal", "network"} <= set(costs)
+    assert costs["memory"].looks < costs["load"].looks, "slow sensors are looked at less often"
+    assert readings.cpu_pressure_frac.value is None
+
+
+def test_a_gauge_at_the_battery_says_that_it_runs_on_one(tmp_path: Path) -> None:
+    board = LinuxBoard(str(tmp_path), gauges=[Gauge(kind="ina219", bus=255)])
+    readings = board.read(0.0)
+    assert readings.has_battery and readings.battery_frac.value is None
+    assert "ina219 at i2c-255 0x40" in board.facts()
+    assert not LinuxBoard(str(tmp_path), gauges=[Gauge(kind="ina219", measures="supply")]).read(0.0).has_battery
+
+
+def test_sensors_that_are_plugged_in_later_are_found(tmp_path: Path) -> None:
+    board = LinuxBoard(str(tmp_path))
+    assert board.read(0.0).temp_c.value is None
+    write(tmp_path, {f"{ZONE}0/type": "cpu-thermal", f"{ZONE}0/temp": "50000"})
+    assert board.read(61.0).temp_c.value == 50.0
+
+
+def test_a_source_is_a_place_a_person_can_look_at(tmp_path: Path) -> None:
+    write(tmp_path, {f"{ZONE}0/type": "cpu-thermal", f"{ZONE}0/temp": "50000"})
+    assert LinuxBoard(str(tmp_path)).read(0.0).temp_c.source == str(tmp_path / f"{ZONE}0/temp")

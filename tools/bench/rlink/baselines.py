@@ -37,7 +37,7 @@ from edgert.ports.cluster import Cluster
 from edgert.ports.mqtt import Mqtt, Received
 from edgert.ports.plant import worlds
 from edgert.ports.process import usage
-from tools.bench.rlink.link import Shape
+from edgert.ports.relay import Shape
 from tools.bench.rlink.live import Copy, Fault, Run, counted, models, on_wire, shaped
 
 DEVICE = "student"

@@ -244,7 +244,7 @@ def report(args: argparse.Namespace, argv: list[str], wanted: Sequence[Planned])
         "command": "python -m tools.bench rlink " + " ".join(argv),
         "commit": commit(),
         "machine": f"{platform.machine()}, Python {platform.python_version()}; no board; link emulated by a TCP proxy",
-        "how": f"{plan.__doc__}\n{summary.__doc__}\n{importlib.import_module('tools.bench.rlink.link').__doc__}",
+        "how": f"{plan.__doc__}\n{summary.__doc__}\n{importlib.import_module('edgert.ports.relay').__doc__}",
         "summary": summary.summary(tasks, links),
         "tasks": {name: task.document for name, task in tasks.items()},
         "link": links["tasks"],

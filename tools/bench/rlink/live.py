@@ -28,10 +28,10 @@ from edgert.ports import ipc
 from edgert.ports.broker import free_port
 from edgert.ports.cluster import Cluster
 from edgert.ports.process import Layout, noted_network
+from edgert.ports.relay import Shape
 from edgert.ports.ring import TERMINATED, TRUNCATED, RingReader
 from edgert.ports.store import write_atomic
 from edgert.values import StatusReply, StatusRequest
-from tools.bench.rlink.link import Shape
 
 POLL_S = 0.02
 START_S = 120.0
@@ -97,7 +97,7 @@ def shaped(shape: Shape, port: int, broker_port: int, folder: Path) -> Iterator[
     command = [
         sys.executable,
         "-m",
-        "tools.bench.rlink.link",
+        "edgert.ports.relay",
         "--listen",
         str(port),
         "--to",

@@ -223,8 +223,8 @@ LINKS: dict[str, Shape] = {
 """By round trip; losses are of segments, in each direction."""
 LINK_TASKS = ("cartpole", "breakout")
 LINK_HZ = 50.0
-"""CartPole's physics take 20 ms a step: at this rate they run in real time, and a round trip is as many steps long as it
-would be on the cart."""
+"""CartPole's physics take 20 ms a step: at this rate they run in real time, and a round trip is as many steps long as
+it would be on the cart."""
 LINK_SEEDS = 3
 LINK_FRAC = 1 / 3
 """Share of a run that is lived on each link: all of them have converged by then where the link is perfect."""

@@ -1,7 +1,7 @@
-"""A bad link between a device and its broker: a TCP proxy in a process of its own.
+"""A bad link between a device and its broker: a TCP relay in a process of its own, for which nobody need be root.
 
 What is emulated, in each direction by itself: one-way delay; a rate, counted with 40 bytes of TCP/IPv4 headers a
-segment; loss of segments; outages. A proxy cannot lose what TCP has promised to deliver, so loss is emulated by what it
+segment; loss of segments; outages. A relay cannot lose what TCP has promised to deliver, so loss is emulated by what it
 does to TCP: a lost segment, and with it everything behind it, comes as much later as the sender takes to notice, which
 is the retransmission timeout of RFC 6298 for a known, steady round trip (0.2 s as Linux has it, or the round trip and
 four times a quarter of it, whichever is longer), twice as long each time the copy is lost as well, and each copy takes
@@ -14,7 +14,7 @@ handshake.
 everything back, what is under way as well; when it ends that arrives, as TCP would send it again. `resets` counts up to
 cut every connection at once. What passed is counted into `counts`, a JSON file too, about twice a second.
 
-    python -m tools.bench.rlink.link --listen 0 --to 127.0.0.1:1883 --settings link.json --counts counts.json
+    python -m edgert.ports.relay --listen 0 --to 127.0.0.1:1883 --settings link.json --counts counts.json
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class Direction:
         return self._arrived_s
 
 
-class Proxy:
+class Relay:
     """All connections through one link.
 
     Attributes:
@@ -146,7 +146,7 @@ class Proxy:
                 return
             shape = msgspec.json.decode(self._settings.read_bytes(), type=Shape)
         except (OSError, msgspec.MsgspecError) as error:
-            raise ConfigError(f"{self._settings}: {error}; it holds JSON as tools.bench.rlink.link.Shape") from error
+            raise ConfigError(f"{self._settings}: {error}; it holds JSON as edgert.ports.relay.Shape") from error
         self._read_ns, cut = changed_ns, shape.resets > self.shape.resets
         self.shape = shape
         if cut:
@@ -205,7 +205,7 @@ class Proxy:
                 self._pump(far_reader, writer, Direction(rng, self.down)),
             )
         except asyncio.CancelledError:
-            return  # the proxy ends, and asyncio's own callback would cry over a handler that was cancelled
+            return  # the relay ends, and asyncio's own callback would cry over a handler that was cancelled
         finally:
             self._open -= ends
             for each in ends:
@@ -238,24 +238,22 @@ class Proxy:
             delivery.cancel()
 
 
-async def serve(proxy: Proxy, port: int) -> None:
+async def serve(relay: Relay, port: int) -> None:
     """Say the port on stdout, and serve until SIGTERM."""
     loop = asyncio.get_running_loop()
     ready: asyncio.Future[int] = loop.create_future()
-    serving = asyncio.create_task(proxy.run(port, ready))
+    serving = asyncio.create_task(relay.run(port, ready))
     for ending in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(ending, serving.cancel)
     ready.add_done_callback(lambda told: print(told.result(), flush=True))
     with contextlib.suppress(asyncio.CancelledError):
         await serving
-    proxy.note()
+    relay.note()
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one link."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.bench.rlink.link", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m edgert.ports.relay", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--listen", type=int, default=0, help="port; 0 draws one and prints it")
     parser.add_argument("--to", required=True, help="host:port of the broker")
     parser.add_argument("--settings", type=Path, required=True)
@@ -263,9 +261,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     host, _, port = args.to.rpartition(":")
     try:
-        asyncio.run(serve(Proxy((host, int(port)), args.settings, args.counts), args.listen))
+        asyncio.run(serve(Relay((host, int(port)), args.settings, args.counts), args.listen))
     except (EdgertError, ValueError, OSError) as error:
-        print(f"link: {error}", file=sys.stderr)
+        print(f"relay: {error}", file=sys.stderr)
         return 1
     return 0
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgert.errors import ConfigError
-from tools.bench.rlink.link import HEADER_BYTES, SEGMENT_BYTES, Counts, Direction, Proxy, Shape
+from edgert.ports.relay import HEADER_BYTES, SEGMENT_BYTES, Counts, Direction, Relay, Shape
 
 
 def arrivals(shape: Shape, sizes: list[int], at_s: list[float] | None = None) -> tuple[list[float], Counts]:
@@ -56,8 +56,8 @@ def test_a_loss_holds_up_what_is_behind_it_by_a_timeout() -> None:
     assert way._arrived_s > way._free_s
 
 
-async def _through(proxy: Proxy, sent: list[bytes], answers: int, during: object = None) -> tuple[bytes, float]:
-    """Send through the proxy to a server that echoes; what came back, and how long it took."""
+async def _through(relay: Relay, sent: list[bytes], answers: int, during: object = None) -> tuple[bytes, float]:
+    """Send through the relay to a server that echoes; what came back, and how long it took."""
 
     async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError):
@@ -68,9 +68,9 @@ async def _through(proxy: Proxy, sent: list[bytes], answers: int, during: object
 
     ended = asyncio.Event()
     server = await asyncio.start_server(echo, "127.0.0.1", 0)
-    proxy._to = server.sockets[0].getsockname()[:2]
+    relay._to = server.sockets[0].getsockname()[:2]
     ready: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    running = asyncio.create_task(proxy.run(0, ready))
+    running = asyncio.create_task(relay.run(0, ready))
     reader, writer = await asyncio.open_connection("127.0.0.1", await ready)
     began_s = time.monotonic()
     for data in sent:
@@ -94,9 +94,9 @@ async def _through(proxy: Proxy, sent: list[bytes], answers: int, during: object
 
 def through(shape: Shape, data: bytes, tmp_path: Path, during: object = None) -> tuple[bytes, float, dict[str, int]]:
     (tmp_path / "link.json").write_bytes(msgspec.json.encode(shape))
-    proxy = Proxy(("", 0), tmp_path / "link.json", tmp_path / "counts.json")
-    found, took_s = asyncio.run(_through(proxy, [data], len(data), during))
-    proxy.note()
+    relay = Relay(("", 0), tmp_path / "link.json", tmp_path / "counts.json")
+    found, took_s = asyncio.run(_through(relay, [data], len(data), during))
+    relay.note()
     return found, took_s, msgspec.json.decode((tmp_path / "counts.json").read_bytes())
 
 
@@ -140,4 +140,4 @@ def test_a_reset_cuts_the_connection(tmp_path: Path) -> None:
 def test_settings_that_make_no_sense_are_told(tmp_path: Path) -> None:
     (tmp_path / "link.json").write_text("{")
     with pytest.raises(ConfigError, match=r"link\.json"):
-        Proxy(("", 0), tmp_path / "link.json", None)
+        Relay(("", 0), tmp_path / "link.json", None)

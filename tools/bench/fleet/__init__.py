@@ -1,0 +1,1 @@
+"""What a fleet does to its devices, and what it costs."""
