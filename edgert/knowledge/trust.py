@@ -137,12 +137,13 @@ class TrustState(msgspec.Struct):
     claims: list[float] = msgspec.field(default_factory=list)
     first: list[float] = msgspec.field(default_factory=list)
     agreement: float = 0.0
+    likeness: float = 0.0
     obeying: float | None = None
+    overtaken: bool = False
     best: float | None = None
     best_taught: bool = False
     since: int = 0
     lead: float = 1.0
-    pull: float = 1.0
     patience: float = 1.0
 
 
@@ -177,11 +178,11 @@ class Trust:
     @property
     def proof(self) -> float:
         """0 to 1: how much it has shown of what it takes to be believed, or is credited with."""
-        told = self.state
-        if told.shown:
-            return 1.0
-        credit = max(0.0, 1 - told.blocks / CREDIT_BLOCKS) if self._vouched else 0.0
-        return max(credit, self._shown_so_far())
+        return 1.0 if self.state.shown else max(self._credit, self._shown_so_far())
+
+    @property
+    def _credit(self) -> float:
+        return max(0.0, 1 - self.state.blocks / CREDIT_BLOCKS) if self._vouched else 0.0
 
     def _shown_so_far(self) -> float:
         told = self.state
@@ -194,9 +195,9 @@ class Trust:
     def weight(self) -> float:
         """0 to 1: share of the full weight that the teacher's loss should have now."""
         told = self.state
-        if told.off or told.patience < LET_GO_FRAC:
+        if told.off or told.overtaken or told.patience < LET_GO_FRAC:
             return 0.0
-        return self.proof * self.kept * told.pull * told.patience
+        return self.proof * max(self._credit, self.kept) * told.lead * told.patience
 
     @property
     def kept(self) -> float:
@@ -268,8 +269,10 @@ class Trust:
                 right = (_cosine(claimed, seen.reward) - LEAST_CONSTANT) / (1 + LEAST_CONSTANT)
             told.rewards.see(right)
             self._watch("rewards", right)
-        follows = doubles[np.arange(BLOCK), seen.favourite] > doubles.max(1) - TINY
-        told.agreement += max(1 / told.blocks, 1 / MEMORY_BLOCKS) * (float(follows.mean()) - told.agreement)
+        lately = max(1 / told.blocks, 1 / MEMORY_BLOCKS)
+        told.agreement += lately * (float(agrees.mean()) - told.agreement)
+        alike = doubles[np.arange(BLOCK), seen.favourite] > doubles.max(1) - TINY
+        told.likeness += lately * (float(alike.mean()) - told.likeness)
         if values and agrees.any():
             share = max(1 / told.blocks, 1 / PATIENCE_BLOCKS)
             told.shortfall += share * (float(surprise[agrees].mean()) - told.shortfall)
@@ -330,8 +333,8 @@ class Trust:
             QDagger's lambda, Agarwal et al. 2022 (arXiv 2206.01626) section 4, with the student's return when teaching
             began as zero, so that returns may be negative; the teacher's own return, which nobody measures here, is
             its claim plus what following it falls short of its claims (performance difference: Kakade & Langford
-            2002, lemma 6.1), and for a student that went its own way no more than doing as told once brought it.
-            Patience is ours: a claim that is too high would hold the student down for ever.
+            2002, lemma 6.1). Patience is ours: a claim that is too high would hold the student down for ever. So is
+            that a student which earns more its own way than it ever did by doing as told is let go.
         """
         told = self.state
         told.returns, told.lengths = [*told.returns, value][-WINDOW:], [*told.lengths, length][-WINDOW:]
@@ -342,8 +345,8 @@ class Trust:
         n = len(told.returns)
         mean = sum(told.returns) / n
         error = math.sqrt(sum((each - mean) ** 2 for each in told.returns) / max(1, n - 1) / n)
-        if n >= LEAST_EPISODES and told.agreement >= CLONED_FRAC:
-            told.obeying = mean if told.obeying is None else max(told.obeying, mean)
+        if n >= LEAST_EPISODES and told.likeness >= CLONED_FRAC:
+            told.obeying = max(mean + error, -math.inf if told.obeying is None else told.obeying)
         if n >= LEAST_EPISODES and len(told.claims) >= LEAST_EPISODES:
             self._compare(mean - error)
         if not told.shown:
@@ -366,16 +369,13 @@ class Trust:
         steps = sum(told.lengths) / len(told.lengths)
         reach = steps if self._gamma >= 1 else (1 - self._gamma**steps) / (1 - self._gamma)
         teacher = sum(told.claims) / len(told.claims) + min(0.0, told.shortfall) * reach
-        told.lead = self._left(student, teacher, told.lead)
-        if told.obeying is not None and told.agreement < CLONED_FRAC:
-            teacher = min(teacher, told.obeying)
-        told.pull = self._left(student, teacher, told.pull)
-
-    def _left(self, student: float, teacher: float, before: float) -> float:
-        """What the student has left to gain, as a share of all there was."""
-        first = sum(self.state.first) / len(self.state.first)
+        first = sum(told.first) / len(told.first)
         left = max(0.0, min(1.0, (teacher - student) / (teacher - first))) if teacher > first else 0.0
-        return left if abs(left - before) > HYSTERESIS or left in (0.0, 1.0) else before
+        if abs(left - told.lead) > HYSTERESIS or left in (0.0, 1.0):
+            told.lead = left
+        # What it claims may be more than it can; what doing as told brought at the best is known, within its error.
+        own_way = told.likeness < CLONED_FRAC
+        told.overtaken = own_way and told.obeying is not None and student > told.obeying
 
     def swapped(self, return_before: float, return_after: float, n: int) -> None:
         """A network that was taught took over from an earlier one.

@@ -144,6 +144,11 @@ def student(game: str, models: Path | None = None) -> bundle.Manifest:
     return bundle.read(_bundles(game, models)[0].read_bytes()).manifest
 
 
+def teacher_bundle(game: str, models: Path | None = None) -> Path:
+    """Where the teacher of a game lies, there or not."""
+    return _bundles(game, models or MODELS)[1]
+
+
 def _bundles(game: str, models: Path) -> tuple[Path, Path]:
     return models / f"{game}.edgert", models / f"{game}-teacher.edgert"
 

@@ -25,7 +25,8 @@ from edgert.config import Learn
 from edgert.errors import StoreError, UsageError
 from edgert.fleet.session import Collector as Collected
 from edgert.ports import report, screen
-from edgert.ports.cluster import GAMES, WEAK, Cluster, Collector, Running, Stopped, student
+from edgert.ports.cluster import GAMES, WEAK, Cluster, Collector, Running, Stopped, student, teacher_bundle
+from edgert.ports.models import teacher_name
 from edgert.ports.process import Stopping
 from edgert.ports.screen import History, grown
 from edgert.ports.spool import Spool
@@ -323,6 +324,7 @@ def main(argv: list[str] | None = None) -> int:
     stopping = Stopping()
     signal.signal(signal.SIGHUP, signal.getsignal(signal.SIGTERM))
     stage = None if args.scenario is None else Stage(args.scenario, out, args.minutes)
+    obs_bytes = math.prod(student(args.game, args.models).observation.shape)
     cluster = Cluster(
         out,
         args.game,
@@ -331,7 +333,9 @@ def main(argv: list[str] | None = None) -> int:
         broker=args.broker,
         models=args.models,
         device_config={
-            **settings(math.prod(student(args.game, args.models).observation.shape)),
+            **settings(obs_bytes),
+            # Whoever starts both stands up for the one before the other; a stranger proves itself in a minute or two.
+            "teacher.vouched": [teacher_name(teacher_bundle(args.game, args.models).read_bytes())],
             **(stage.config if stage else {}),
         },
     )

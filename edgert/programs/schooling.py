@@ -42,8 +42,9 @@ SHARPER = 0.1
 """Share of the temperature at which a teacher's values are a policy to imitate. A student that takes its best action
 gains from softer ones, which say how much the others are worth; one that draws its actions would play as badly as
 they are soft."""
-TRUSTED_FRAC = 0.5
-"""Weight from which a teacher may judge candidates."""
+TRUSTED_FRAC = 0.25
+"""Weight from which a teacher may judge candidates: it has shown that it knows this world and that there is something
+to gain from it, which is all it takes to know the better of two networks."""
 
 log = logging.getLogger("edgert.trainer")
 

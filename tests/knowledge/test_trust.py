@@ -346,13 +346,22 @@ def test_what_was_won_without_the_teacher_does_not_bring_it_back() -> None:
     assert trust.state.patience <= patience < module.LET_GO_FRAC
 
 
+def test_credit_stands_in_for_promises_that_could_not_be_kept_yet() -> None:
+    stranger, known = Trust("q", GAMMA), Trust("q", GAMMA, vouched=True)
+    for trust in (stranger, known):
+        trust.state.shown, trust.state.promised, trust.state.blocks = True, 1.0, 12
+    assert (stranger.weight, known.weight) == (0.0, 0.75)
+
+
 def test_who_went_its_own_way_and_earns_more_than_by_obeying_has_overtaken() -> None:
     trust = proven()
     live(trust, 0.0, 5)
-    trust.state.agreement = 0.9
+    trust.state.likeness = 0.9
     live(trust, 3.0, WINDOW)
     assert trust.weight > 0.0, "the teacher claims 10, and who obeys it may still get there"
-    trust.state.agreement = 0.5
+    trust.state.likeness = 0.5
+    live(trust, 3.0, WINDOW)
+    assert trust.weight > 0.0, "no more than by obeying"
     live(trust, 4.0, WINDOW)
     assert trust.weight == 0.0, "it was told how to earn 3, and earns 4 otherwise"
     live(trust, 1.0, WINDOW)
