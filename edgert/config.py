@@ -269,6 +269,26 @@ class Goals(msgspec.Struct, frozen=True, kw_only=True):
     priorities: tuple[Priority, ...] = ("return", "training", "link")
 
 
+class Placement(msgspec.Struct, frozen=True, kw_only=True):
+    """Training jobs placed over the devices of a fleet.
+
+    Attributes:
+        enabled: Offer this board to jobs of others, and let its own jobs run elsewhere.
+    """
+
+    enabled: bool = False
+
+
+class Offload(msgspec.Struct, frozen=True, kw_only=True):
+    """Where an inference runs, and with which model.
+
+    Attributes:
+        enabled: Serve inferences here, choosing among local variants, edge and cloud.
+    """
+
+    enabled: bool = False
+
+
 class Spool(msgspec.Struct, frozen=True, kw_only=True):
     """Messages that wait on disk while the broker is out of reach.
 
@@ -283,8 +303,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """A whole, checked configuration; one attribute a section of the file.
 
     Attributes:
-        device, broker, trust, policy, plant, learn, teacher, govern, goals, board, battery, limits, spool: the
-            sections; `parse` has filled in what one key takes from another (`plant.socket`).
+        device, broker, trust, policy, plant, learn, teacher, govern, goals, board, battery, limits, placement,
+            offload, spool: the sections; `parse` has filled in what one key takes from another (`plant.socket`).
     """
 
     device: Device
@@ -298,6 +318,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     goals: Goals = Goals()
     board: Board = Board()
     battery: Battery = Battery()
+    placement: Placement = Placement()
+    offload: Offload = Offload()
     limits: Limits = Limits()
     spool: Spool = Spool()
 
@@ -323,6 +345,8 @@ _SECTIONS: dict[str, Any] = {
     "board": Board,
     "battery": Battery,
     "limits": Limits,
+    "placement": Placement,
+    "offload": Offload,
     "spool": Spool,
 }
 

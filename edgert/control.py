@@ -13,6 +13,7 @@ from typing import NoReturn
 import msgspec
 
 from edgert import bus, wire
+from edgert.children import Children, bury, change, ensure_running, open_children, roles, wake_times_s
 from edgert.config import Config
 from edgert.errors import MessageError
 from edgert.fleet import command, session
@@ -31,6 +32,7 @@ from edgert.values import (
     Note,
     Prices,
     Role,
+    ServiceReport,
     SetExits,
     Swap,
     Swapped,
@@ -39,33 +41,11 @@ from edgert.values import (
     TrainOrder,
 )
 
-HANG_S = 5.0  # without a report a connected actor is hung: it reports from its own loop, once a second
-TRAINER_HANG_S = 60.0  # it reports between its tasks, and one network with its gate takes seconds on a slow board
-START_PATIENCE_S = 20.0  # without a hello a child is hung; importing a runtime from a cold SD card takes seconds
-RESTART_BASE_S, RESTART_CAP_S, STABLE_S = 0.5, 10.0, 60.0
-"""The first restart is immediate; from the second on the delay doubles; a child that lived STABLE_S is forgiven."""
+SERVICES: tuple[Role, ...] = ("placer", "offload")
+"""Children that the device acts without; they have links of their own, and obey the budget."""
 REPLY_EXPIRY_S = 30
 OFFERED_MAX = 64
 """Orders that may wait for the answer of the actor, which answers within a tick: more are a flood, or it is gone."""
-
-
-class Child(msgspec.Struct, frozen=True):
-    """One process we keep running.
-
-    Attributes:
-        pid: of the running one, or None.
-        connected: it said hello.
-        since_s: of the present state.
-        failures, restarts: exits since it last lived long enough, and in all.
-        next_start_s: not before this.
-    """
-
-    pid: int | None = None
-    connected: bool = False
-    since_s: float = 0.0
-    failures: int = 0
-    restarts: int = 0
-    next_start_s: float = 0.0
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -87,7 +67,8 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
         governor: what the budget rests on.
         budget: of the last look; None before the first.
         link_up, link_reason, link_ups: the session stands, why it does not, how many there were.
-        actor, actor_at_s, trainer, trainer_at_s: the last reports, and when (or when the child said hello).
+        actor, trainer: their last reports.
+        services: the last word of each other child that reports.
         networks: which one acts, on what trial, and which never will again.
         last_swap: outcome of the newest.
         paused: training is, by a person's word.
@@ -101,7 +82,7 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
     config: Config
     task: str
     n_exits: int
-    children: dict[Role, Child]
+    children: Children
     outbox: session.Outbox
     started_s: float
     governor: Governor
@@ -110,9 +91,8 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
     link_reason: str = "not connected yet"
     link_ups: int = 0
     actor: ActorReport | None = None
-    actor_at_s: float | None = None
     trainer: TrainerReport | None = None
-    trainer_at_s: float | None = None
+    services: dict[Role, ServiceReport] = {}
     networks: trial.Networks = trial.Networks(installed=Swap(0, "", ""))
     last_swap: Swapped | None = None
     paused: bool = False
@@ -166,16 +146,11 @@ def open_world(
     Source:
         ours: everything a decision depends on is in one value that can be printed, stored and replayed.
     """
-    roles: list[Role] = ["actor"]
-    if config.learn.enabled:
-        roles.append("trainer")
-    if config.plant.kind == "simulated":
-        roles.insert(0, "world")
     return World(
         config=config,
         task=config.teacher.task or task,
         n_exits=n_exits,
-        children={role: Child(pid=(adopted or {}).get(role), since_s=now_s) for role in roles},
+        children=open_children(roles(config), adopted or {}, now_s),
         outbox=session.open_outbox(stream, first, last),
         started_s=now_s,
         networks=trial.open_networks(note, config.policy.bundle, now_s),
@@ -272,8 +247,7 @@ def _count(world: World, name: str, by: int = 1) -> World:
 
 
 def _set_child(world: World, role: Role, **changes: object) -> World:
-    child = msgspec.structs.replace(world.children.get(role, Child()), **changes)
-    return msgspec.structs.replace(world, children={**world.children, role: child})
+    return msgspec.structs.replace(world, children=change(world.children, role, **changes))
 
 
 def _allot(world: World, now_s: float, effects: list[bus.Effect]) -> World:
@@ -295,6 +269,7 @@ def _allot(world: World, now_s: float, effects: list[bus.Effect]) -> World:
 def _tell_budget(world: World, now_s: float, effects: list[bus.Effect]) -> None:
     if world.budget is not None:
         effects += [bus.Tell("actor", world.budget), *askers.budgets(world.askers, world.budget, now_s)]
+        effects += [bus.Tell(role, world.budget) for role in world.children if role in SERVICES]
 
 
 def _teacher_bytes_per_s(world: World) -> float:
@@ -345,14 +320,12 @@ def _outbox(world: World, event: OutboxEvent, now_s: float, effects: list[bus.Ef
 def _connected(world: World, role: Role, pid: int, now_s: float, effects: list[bus.Effect]) -> World:
     if role not in world.children:
         return world
-    world = _set_child(world, role, pid=pid, connected=True, since_s=now_s)
-    if role in ("actor", "trainer"):
+    world = _set_child(world, role, pid=pid, connected=True, since_s=now_s, heard_s=now_s)
+    if role != "world":
         _tell_budget(world, now_s, effects)
     if role == "trainer":
         effects.append(bus.Tell("trainer", trial.standing(world.networks)))
-        world = msgspec.structs.replace(world, trainer_at_s=now_s)
     if role == "actor":
-        world = msgspec.structs.replace(world, actor_at_s=now_s)
         if world.networks.pending is not None:
             effects.append(bus.Tell("actor", world.networks.pending))
         world = msgspec.structs.replace(world, offered=_unexpired(world.offered, now_s))
@@ -364,37 +337,28 @@ def _connected(world: World, role: Role, pid: int, now_s: float, effects: list[b
 
 
 def _exited(world: World, event: bus.Exited, now_s: float, effects: list[bus.Effect]) -> World:
-    role, code = event.role, event.code
-    child = world.children.get(role)
-    if child is None or child.pid != event.pid:
-        return world  # not the one that counts: a second instance that found the role taken
-    failures = 1 if now_s - child.since_s >= STABLE_S else child.failures + 1
-    delay_s = 0.0 if failures == 1 else min(RESTART_CAP_S, RESTART_BASE_S * 2.0 ** min(failures - 2, 16))
-    effects.append(bus.Record("child-exited", {"role": role, "code": code, "restart_in_s": delay_s}))
-    if role == "actor":
+    left = bury(world.children, event, now_s, effects)
+    if left is None:
+        return world
+    world = _count(msgspec.structs.replace(world, children=left), f"{event.role}-exits")
+    if event.role == "actor":
+        failures = left["actor"].failures
         world = _networks(world, trial.died(world.networks, failures, now_s, effects), effects)
         unsaid = trial.given_up(world.networks)
         if unsaid is not None:
             world = _swapped(world, unsaid, now_s, effects)
-    return _set_child(
-        _count(world, f"{role}-exits"),
-        role,
-        pid=None,
-        connected=False,
-        since_s=now_s,
-        failures=failures,
-        restarts=child.restarts + 1,
-        next_start_s=now_s + delay_s,
-    )
+    return world
 
 
 def _heard(world: World, role: Role, told: Told, now_s: float, effects: list[bus.Effect]) -> World:
     replace = msgspec.structs.replace
+    if role in world.children and isinstance(told, ActorReport | TrainerReport | ServiceReport):
+        world = _set_child(world, role, heard_s=now_s)
     match told:
         case ActorReport():
             previous = world.actor
             known = governor.acting(world.governor, told.network, effects)
-            world = replace(world, actor=told, actor_at_s=now_s, governor=known)
+            world = replace(world, actor=told, governor=known)
             # Of a socket nobody need ask; there the report itself shows that the loop turns.
             on_demand = world.config.plant.kind == "socket"
             max_exit = None if world.budget is None else world.budget.max_exit
@@ -404,7 +368,9 @@ def _heard(world: World, role: Role, told: Told, now_s: float, effects: list[bus
             effects.append(bus.Notify(ready and not world.ready, progressed, _status_line(world)))
             return replace(world, ready=ready)
         case TrainerReport():
-            return replace(world, trainer=told, trainer_at_s=now_s)
+            return replace(world, trainer=told)
+        case ServiceReport():
+            return replace(world, services={**world.services, role: told})
         case Ask(ask_id, payload):
             if not world.link_up:
                 return _count(world, "asks-offline")
@@ -539,27 +505,10 @@ def _received(world: World, message: bus.Received, now_s: float, effects: list[b
 
 
 def _ensure_running(world: World, now_s: float, effects: list[bus.Effect]) -> World:
-    for role, child in world.children.items():
-        if child.pid is None:
-            if now_s >= child.next_start_s:
-                effects.append(bus.Start(role))
-                # Counted as running from here on, so that a slow spawn is not started twice; Spawned brings the pid.
-                world = _set_child(world, role, pid=0, since_s=now_s, next_start_s=now_s + RESTART_CAP_S)
-            continue
-        if role == "world":
-            continue  # it talks to the actor only
-        at_s, patience_s = (world.actor_at_s, HANG_S) if role == "actor" else (world.trainer_at_s, TRAINER_HANG_S)
-        if not child.connected or at_s is None:
-            at_s = child.since_s
-        silent_s = now_s - at_s
-        if silent_s > (patience_s if child.connected else START_PATIENCE_S) and child.pid:
-            effects += [
-                bus.Record("child-hung", {"role": role, "silent_s": round(silent_s, 1)}),
-                bus.Kill(role, child.pid),
-            ]
-            failures = 0 if child.connected and now_s - child.since_s >= STABLE_S else child.failures
-            world = _count(world, f"{role}-hung")
-            world = _set_child(world, role, connected=False, since_s=now_s, failures=failures)
+    children, hung = ensure_running(world.children, now_s, effects)
+    world = msgspec.structs.replace(world, children=children)
+    for role in hung:
+        world = _count(world, f"{role}-hung")
     return world
 
 
@@ -581,8 +530,7 @@ def wake_s(world: World, now_s: float) -> float:
     times = [now_s + 1.0]
     if world.outbox.wake_s is not None:
         times.append(world.outbox.wake_s)
-    times += [child.next_start_s for child in world.children.values() if child.pid is None]
-    return max(now_s, min(times))
+    return max(now_s, min(times + wake_times_s(world.children)))
 
 
 def _status_line(world: World) -> str:

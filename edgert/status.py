@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import msgspec
 
+from edgert.children import Child
 from edgert.control import World
 from edgert.govern import trial
 from edgert.govern.governor import PAUSED, Governor, setup
-from edgert.values import TrainOrder
+from edgert.values import Role, TrainOrder
 
 
 def document(world: World, now_s: float) -> dict[str, object]:
@@ -52,9 +53,10 @@ def document(world: World, now_s: float) -> dict[str, object]:
         **governed(world.governor),
         "children": {role: builtins(child) for role, child in world.children.items()},
         "actor": builtins(world.actor),
-        "actor_age_s": None if world.actor_at_s is None else round(now_s - world.actor_at_s, 3),
+        "actor_age_s": _age_s(world, "actor", now_s),
         "trainer": builtins(world.trainer),
-        "trainer_age_s": None if world.trainer_at_s is None else round(now_s - world.trainer_at_s, 3),
+        "trainer_age_s": _age_s(world, "trainer", now_s),
+        "services": {role: report.detail for role, report in world.services.items()},
         "policy": {
             "generation": world.networks.target.generation,
             "pending": None if world.networks.pending is None else world.networks.pending.generation,
@@ -69,6 +71,11 @@ def document(world: World, now_s: float) -> dict[str, object]:
         },
         "counters": dict(world.counters),
     }
+
+
+def _age_s(world: World, role: Role, now_s: float) -> float | None:
+    heard_s = world.children.get(role, Child()).heard_s
+    return None if heard_s is None else round(now_s - heard_s, 3)
 
 
 def governed(governor: Governor) -> dict[str, object]:

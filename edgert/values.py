@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-Role = Literal["actor", "trainer", "world", "client"]
+Role = Literal["actor", "trainer", "world", "placer", "offload", "client"]
 Fate = Literal["acts", "swapped", "kept", "refused", "replaced", "rolled-back"]
 """What became of a network, see `Outcome`."""
 TrainCode = Literal["done", "nothing-to-do", "too-early", "candidate-not-made", "checkpoint-not-written"]
@@ -515,6 +515,16 @@ class Happened(msgspec.Struct, frozen=True, tag_field="t", tag="happened"):
     detail: dict[str, str | int | float | bool | None]
 
 
+class ServiceReport(msgspec.Struct, frozen=True, tag_field="t", tag="service"):
+    """Placer or chooser -> supervisor, once a second: it lives, and this is what its part of the status shows.
+
+    Attributes:
+        detail: plain maps, lists, numbers and text; a few hundred bytes, for it travels with every telemetry.
+    """
+
+    detail: dict[str, object] = {}
+
+
 class StatusRequest(msgspec.Struct, frozen=True, tag_field="t", tag="status?"):
     """A command-line client -> supervisor."""
 
@@ -542,6 +552,7 @@ Told = (
     | TrainOrder
     | TrainReply
     | Happened
+    | ServiceReport
     | StatusRequest
     | StatusReply
 )

@@ -6,9 +6,10 @@ import cbor2
 import msgspec
 import pytest
 
-from edgert import bus, config, control, wire
+from edgert import bus, children, config, control, wire
 from edgert.bus import Effect, Input
-from edgert.control import Child, World
+from edgert.children import Child
+from edgert.control import World
 from edgert.fleet import session
 from edgert.govern import governor, trial
 from edgert.govern.cost import unknown
@@ -112,8 +113,8 @@ def test_a_dead_child_is_restarted_at_once_and_then_ever_more_slowly() -> None:
         waits.append(round(now_s - died_s, 6))
         pid += 1
         world, _ = control.step(world, bus.Spawned("actor", pid), now_s)
-    assert waits[0] == 0 and waits == sorted(waits) and waits[-1] == pytest.approx(control.RESTART_CAP_S, abs=1.1)
-    now_s += control.STABLE_S
+    assert waits[0] == 0 and waits == sorted(waits) and waits[-1] == pytest.approx(children.RESTART_CAP_S, abs=1.1)
+    now_s += children.STABLE_S
     _, effects = control.step(world, bus.Exited("actor", pid, 0), now_s)
     assert of(effects, bus.Start), "a child that lived long is forgiven"
 
@@ -123,9 +124,9 @@ def test_a_silent_actor_is_killed_and_a_reporting_one_never() -> None:
     for second in range(1, 50):
         world, effects = control.step(world, bus.Heard("actor", report(ticks=20 * second)), float(second))
         assert not of(effects, bus.Kill)
-    world, effects = control.step(world, bus.Tick(), 49.0 + control.HANG_S + 0.1)
+    world, effects = control.step(world, bus.Tick(), 49.0 + children.HANG_S + 0.1)
     assert of(effects, bus.Kill) == [bus.Kill("actor", 11)]
-    _, effects = control.step(world, bus.Tick(), 49.0 + control.HANG_S + 0.2)
+    _, effects = control.step(world, bus.Tick(), 49.0 + children.HANG_S + 0.2)
     assert not of(effects, bus.Kill), "its death is under way"
 
 
@@ -133,7 +134,7 @@ def test_a_child_that_never_says_hello_is_killed_but_the_world_need_not() -> Non
     world, _ = feed(fresh(), (0.0, bus.Tick()))
     for role, pid in (("world", 10), ("actor", 11), ("trainer", 12)):
         world, _ = control.step(world, bus.Spawned(role, pid), 0.0)  # type: ignore[arg-type]  # as above
-    _, effects = control.step(world, bus.Tick(), control.START_PATIENCE_S + 0.1)
+    _, effects = control.step(world, bus.Tick(), children.START_PATIENCE_S + 0.1)
     assert {effect.pid for effect in of(effects, bus.Kill)} == {11, 12}
 
 
@@ -170,7 +171,7 @@ def test_a_network_that_kills_the_actor_is_not_offered_for_ever() -> None:
         world, effects = control.step(world, bus.Exited("actor", pid, -11), now_s)
         refused = [effect for effect in of(effects, bus.Record) if effect.name == "swap-refused"]
         assert bool(refused) == (pid == 11 + trial.DEATHS_MAX - 1)
-        now_s += control.RESTART_CAP_S
+        now_s += children.RESTART_CAP_S
         world, effects = feed(
             world,
             (now_s, bus.Spawned("actor", pid + 1)),
@@ -268,7 +269,7 @@ def test_a_trainer_that_hangs_is_killed_and_one_that_works_on_is_not() -> None:
     )  # fmt: skip
     world, _ = control.step(world, bus.Heard("trainer", told), 10.0)
     assert document(world, 12.5)["trainer_age_s"] == 2.5
-    end_s = 10.0 + control.TRAINER_HANG_S
+    end_s = 10.0 + children.PATIENT_HANG_S
     world, effects = control.step(world, bus.Heard("actor", report(ticks=1000)), end_s - 0.1)
     assert not of(effects, bus.Kill)
     world, effects = control.step(world, bus.Tick(), end_s + 0.1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from edgert import bus, config, control
+from edgert import bus, children, config, control
 from edgert.bus import Effect
 from edgert.control import World
 from edgert.govern import trial
@@ -103,7 +103,7 @@ def test_an_actor_that_hung_after_a_long_life_is_forgiven_like_one_that_died() -
     for _ in range(trial.DEATHS_MAX):
         device.die()
     assert device.world.children["actor"].failures == trial.DEATHS_MAX
-    device.now_s += control.STABLE_S
+    device.now_s += children.STABLE_S
     effects = device.step(bus.Tick())
     assert bus.Kill("actor", device.pid) in effects
     device.die()

@@ -10,9 +10,6 @@ import datetime
 import logging
 import os
 import selectors
-import signal
-import subprocess
-import sys
 import time
 from collections import deque
 from pathlib import Path
@@ -24,6 +21,7 @@ from edgert import __version__, bus, control, wire
 from edgert import bundle as bundles
 from edgert import device as devices
 from edgert import guard as guards
+from edgert.children import roles
 from edgert.config import Config
 from edgert.errors import ArtifactError, ConfigError, LinkError, StoreError, UsageError
 from edgert.fleet import duties, policies
@@ -31,6 +29,7 @@ from edgert.govern.cost import prices
 from edgert.hardware import BoardFile
 from edgert.ports import boardfile, ipc
 from edgert.ports.board import Board, open_board
+from edgert.ports.children import Children
 from edgert.ports.credentials import address_of
 from edgert.ports.desk import Desk
 from edgert.ports.limits import Limits, Standing, Wanted, asymmetric
@@ -66,8 +65,6 @@ CLOCK_SET_YEAR = 2025
 TRAINER_WEIGHT = 1
 """Of the trainer against 100 of everybody else, where the helper may set it: its niceness of 19 is worth 15 against
 1024, which a group of its own would lift it out of."""
-STOP_S, TERM_S, KILL_S = 8.0, 2.0, 1.0
-"""Children get this long to leave in good order (the trainer writes a checkpoint), then at SIGTERM, then at SIGKILL."""
 
 log = logging.getLogger("edgert.supervisor")
 
@@ -111,12 +108,9 @@ class Supervisor:
         self.desk = Desk(layout.knowledge)
         self.askers: tuple[int, ...] = ()
         self.channels: dict[ipc.Channel, Role | None] = {}
-        self.processes: dict[Role, subprocess.Popen[bytes]] = {}
-        self.watched: dict[int, tuple[Role, int]] = {}  # pidfd -> role and pid, ours or adopted
         now_s = time.monotonic()
-        roles: tuple[Role, ...] = ("world", "actor", "trainer")
         note, acting_fault = read_note(layout)
-        adopted = {role: pid for role in roles if (pid := lock_holder(layout.lock(role))) is not None}
+        adopted = {role: pid for role in roles(config) if (pid := lock_holder(layout.lock(role))) is not None}
         world = control.open_world(
             config,
             task=manifest.task,
@@ -136,6 +130,7 @@ class Supervisor:
         self.inputs: deque[bus.Input | bus.FleetInput | bus.PolicyTold] = deque()
         self.tail = Tail()
         self.selector = selectors.DefaultSelector()
+        self.children = Children(config_path, layout, config.plant, self.selector, self.inputs.append)
         self.chores = Chores(layout, self.spool, self.selector, self.inputs.append)
         found = self.chores
         device, effects = devices.open_device(world, found.jobs, found.marks, found.facts, found.found, now_s)
@@ -148,7 +143,7 @@ class Supervisor:
         self.selector.register(self.desk, selectors.EVENT_READ)
         for role, pid in adopted.items():
             log.info("the %s of a predecessor is still at work, pid %d", role, pid)
-            self._watch(role, pid)
+            self.children.watch(role, pid)
         faults = {"spool-broken": self.spool.fault, "jobs-broken": self.chores.fault, "acting-broken": acting_fault}
         faults["fleet-broken"] = self.deliveries.fault
         for name, fault in faults.items():
@@ -242,10 +237,12 @@ class Supervisor:
             case bus.Record(name, detail):
                 self._record(name, detail)
             case bus.Start(role):
-                self._start(role)
+                why = self.children.start(role)
+                if why:
+                    self._record("start-failed", {"role": role, "why": why})
             case bus.Kill(role, pid):
                 log.warning("killing the %s, pid %d: it hangs", role, pid)
-                self._signal(pid, signal.SIGKILL)
+                self.children.kill(pid)
             case bus.Tell(role, told):
                 for channel, who in self.channels.items():
                     if who == role:
@@ -407,7 +404,7 @@ class Supervisor:
         elif isinstance(source, ipc.Channel):
             self._hear_channel(source)
         elif isinstance(source, int) and not self.chores.hear(source):
-            self._bury(source)
+            self.children.bury(source)
 
     def _hear_broker(self) -> None:
         for event in self.mqtt.events():
@@ -464,65 +461,14 @@ class Supervisor:
         self.desk.flush()
         self._note_askers()  # telling may have ended some
 
-    def _watch(self, role: Role, pid: int) -> None:
-        """Learn of a process's end whether or not it is our child."""
-        try:
-            pidfd = os.pidfd_open(pid)
-        except ProcessLookupError:
-            self.inputs.append(bus.Exited(role, pid, None))
-            return
-        self.watched[pidfd] = role, pid
-        self.selector.register(pidfd, selectors.EVENT_READ)
-
-    def _bury(self, pidfd: int) -> None:
-        role, pid = self.watched.pop(pidfd)
-        self.selector.unregister(pidfd)
-        os.close(pidfd)
-        process = self.processes.get(role)
-        code = None
-        if process is not None and process.pid == pid:
-            code = self.processes.pop(role).wait()
-        self.inputs.append(bus.Exited(role, pid, code))
-
-    def _start(self, role: Role) -> None:
-        if role == "world":
-            plant = self.config.plant
-            arguments = ["--env", str(plant.env), "--seed", str(plant.seed)]
-            arguments += ["--socket", str(self.layout.world), "--lock", str(self.layout.lock(role))]
-        else:
-            arguments = ["--config", str(self.config_path)]
-        command = [sys.executable, "-m", f"edgert.programs.{role}", *arguments]
-        try:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=False)
-        except OSError as error:
-            self._record("start-failed", {"role": role, "why": str(error)})
-            self.inputs += [bus.Spawned(role, 0), bus.Exited(role, 0, None)]
-            return
-        self.processes[role] = process
-        self.inputs.append(bus.Spawned(role, process.pid))
-        self._watch(role, process.pid)
-
-    @staticmethod
-    def _signal(pid: int, number: signal.Signals) -> None:
-        try:
-            os.kill(pid, number)
-        except ProcessLookupError:
-            log.info("pid %d is gone already", pid)
-
     def _stop(self) -> int:
         """Stop the children; actor and trainer are asked, so one leaves the plant safe and the other a checkpoint."""
         self.notifier.stopping()
         for channel, role in self.channels.items():
-            if role in ("actor", "trainer"):
+            if role not in (None, "client"):
                 channel.send(Stop())
-        for role, pid in self.watched.values():
-            if role != "world" and role not in self.channels.values():
-                self._signal(pid, signal.SIGTERM)  # it is starting, and has no ear yet
-        self._await_end(("actor", "trainer"), STOP_S)
-        for number, patience_s in ((signal.SIGTERM, TERM_S), (signal.SIGKILL, KILL_S)):
-            for _, pid in self.watched.values():
-                self._signal(pid, number)
-            self._await_end(("actor", "trainer", "world"), patience_s)
+        asked = {role for role in self.channels.values() if role is not None}
+        self.children.stop(asked, self._await)
         # A broker forgets the will of a client that leaves in good order, so what the will says is said here.
         offline = wire.encode(wire.Status(online=False, session=self.session))
         self.mqtt.publish(self._status_topic(), offline, qos=1, retain=True)
@@ -534,12 +480,11 @@ class Supervisor:
         self.spool.close()
         return 0
 
-    def _await_end(self, roles: tuple[Role, ...], patience_s: float) -> None:
-        deadline_s = time.monotonic() + patience_s
-        while any(role in roles for role, _ in self.watched.values()) and time.monotonic() < deadline_s:
-            self._flush()
-            for key, _ in self.selector.select(0.1):
-                self._hear(key.fileobj)
+    def _await(self) -> None:
+        """One look at what the children say while they leave."""
+        self._flush()
+        for key, _ in self.selector.select(0.1):
+            self._hear(key.fileobj)
 
 
 def _clock() -> Clock | None:

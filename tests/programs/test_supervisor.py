@@ -17,6 +17,7 @@ import pytest
 from edgert import bus, config, wire
 from edgert.errors import ArtifactError, ConfigError, StoreError, UsageError
 from edgert.ports import boardfile, ipc
+from edgert.ports import children as ports
 from edgert.ports.process import Layout
 from edgert.programs import supervisor as program
 from edgert.programs.supervisor import Supervisor
@@ -78,7 +79,7 @@ def make(written: Callable[..., Path]) -> Iterator[Callable[..., Supervisor]]:
         each.selector.close()
         for channel in each.channels:
             channel.close()
-        for pidfd in each.watched:
+        for pidfd in each.children.watched:
             os.close(pidfd)
 
 
@@ -166,7 +167,7 @@ def test_a_pause_is_noted_and_found_again(make: Callable[..., Supervisor], monke
 
 @pytest.fixture
 def childless(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Supervisor, "_start", lambda *_: None)
+    monkeypatch.setattr(ports.Children, "start", lambda *_: "")
 
 
 @pytest.mark.usefixtures("childless")
@@ -386,28 +387,28 @@ def test_a_child_that_outlived_a_predecessor_is_adopted_and_its_end_noticed(
     stubborn.kill()
     until(lambda: listen(supervisor) or supervisor.inputs, "its end")
     assert list(supervisor.inputs) == [bus.Exited("trainer", stubborn.pid, None)]
-    assert not supervisor.watched
+    assert not supervisor.children.watched
 
 
 def test_a_stop_ends_with_sigkill_for_whom_nothing_else_helps(
     make: Callable[..., Supervisor], stubborn: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("STOP_S", "TERM_S"):
-        monkeypatch.setattr(program, name, 0.1)
+        monkeypatch.setattr(ports, name, 0.1)
     supervisor = make()
     assert supervisor._stop() == 0
     assert stubborn.wait(5) == -signal.SIGKILL
-    assert not supervisor.watched
+    assert not supervisor.children.watched
 
 
 def test_what_cannot_be_started_is_an_event_and_tried_again(
     make: Callable[..., Supervisor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     supervisor = make()
-    monkeypatch.setattr(program.sys, "executable", "/nowhere/python")
+    monkeypatch.setattr(ports.sys, "executable", "/nowhere/python")
     supervisor._perform(bus.Start("actor"))
     assert [name for name, _ in events(supervisor)] == ["start-failed"]
-    assert list(supervisor.inputs)[-2:] == [bus.Spawned("actor", 0), bus.Exited("actor", 0, None)]
+    assert list(supervisor.inputs)[-3:-1] == [bus.Spawned("actor", 0), bus.Exited("actor", 0, None)]
 
 
 def test_killing_who_is_gone_is_no_fault(make: Callable[..., Supervisor]) -> None:
