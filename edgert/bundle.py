@@ -12,10 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
-from io import BytesIO
 from itertools import pairwise
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -23,6 +20,8 @@ import msgspec
 from msgspec import Meta
 
 from edgert import wire
+from edgert.archive import MANIFEST, SIGNATURE, check_members, listed, pack, sealed, unpack
+from edgert.archive import Member as Member
 from edgert.errors import ArtifactError
 from edgert.values import REPEAT_MAX, Operating
 
@@ -32,22 +31,7 @@ FLOAT_MEMBER = "float.onnx"
 """What it may hold as well: the float32 graph without its weights, which are those of `params.f32`."""
 
 _EXITS_MAX = 32
-_MANIFEST, _SIGNATURE = "manifest.json", "signature"
-_MANIFEST_BYTES_MAX = 1 << 20
-_SIGNATURE_BYTES_MAX = 1 << 12
-_BUNDLE_BYTES_MAX = 1 << 28  # packed and unpacked: no board loads a policy of a quarter GiB
 _SHARES_SLACK = 1e-6  # of floats that add up to 1
-_STAMP = (1980, 1, 1, 0, 0, 0)  # ZIP's first day: equal content gives equal bytes
-_ZIP_ERRORS = (
-    zipfile.BadZipFile,
-    zlib.error,
-    EOFError,
-    NotImplementedError,
-    RuntimeError,
-    ValueError,
-    OSError,
-    IndexError,
-)
 
 Share = Annotated[float, Meta(ge=0, le=1)]
 Positive = Annotated[int, Meta(ge=1)]
@@ -56,14 +40,6 @@ Repeat = Annotated[int, Meta(ge=1, le=REPEAT_MAX)]
 Seconds = Annotated[float, Meta(ge=0)]
 Precision = Literal["int8", "fp32"]
 NetKind = Literal["q", "policy"]
-Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
-
-
-class Member(msgspec.Struct, frozen=True):
-    """One member: SHA-256 in hex, and its size unpacked."""
-
-    sha256: Sha256
-    bytes: Annotated[int, Meta(ge=0, le=_BUNDLE_BYTES_MAX)]
 
 
 class Observation(msgspec.Struct, frozen=True):
@@ -396,7 +372,7 @@ def _check(manifest: Manifest) -> None:
     }
     wrong = [fault for fault, is_so in faults.items() if is_so]
     if wrong:
-        raise ArtifactError(f"bundle, {_MANIFEST}: {'; '.join(wrong)}")
+        raise ArtifactError(f"bundle, {MANIFEST}: {'; '.join(wrong)}")
 
 
 def write(manifest: Manifest, members: Mapping[str, bytes], unknown: Mapping[str, Any] | None = None) -> bytes:
@@ -415,62 +391,17 @@ def write(manifest: Manifest, members: Mapping[str, bytes], unknown: Mapping[str
     Source:
         ours: stored, not deflated; weights hardly shrink, and zlib's output differs from build to build.
     """
-    listed = {
-        name: Member(hashlib.sha256(members[name]).hexdigest(), len(members[name]))
-        for name in (*MEMBERS, *stage_members(len(manifest.exits)), FLOAT_MEMBER)
-        if name in members
-    }
-    manifest = msgspec.structs.replace(manifest, members=listed)
+    order = (*MEMBERS, *stage_members(len(manifest.exits)), FLOAT_MEMBER)
+    held = {name: members[name] for name in order if name in members}
+    manifest = msgspec.structs.replace(manifest, members=listed(held))
     _check(manifest)
     try:
         document = {**(unknown or {}), **msgspec.to_builtins(manifest)}
         encoded = json.dumps(document, sort_keys=True, indent=1, allow_nan=False).encode()
         msgspec.json.decode(encoded, type=Manifest)
     except (msgspec.MsgspecError, TypeError, ValueError) as error:
-        raise ArtifactError(f"bundle, {_MANIFEST}: {error}") from error
-    return _pack({_MANIFEST: encoded, **{name: members[name] for name in listed}})
-
-
-def _pack(content: Mapping[str, bytes]) -> bytes:
-    packed = BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
-        for name, each in content.items():
-            info = zipfile.ZipInfo(name, _STAMP)
-            info.create_system, info.external_attr = 3, 0o644 << 16  # as if made on Unix, wherever it is made
-            archive.writestr(info, each)
-    if packed.tell() > _BUNDLE_BYTES_MAX:
-        raise ArtifactError(f"bundle: {packed.tell()} bytes, more than the {_BUNDLE_BYTES_MAX} that a device accepts")
-    return packed.getvalue()
-
-
-def _unpack(data: bytes) -> dict[str, bytes]:
-    """Every member of the archive, bounded in number and size before anything is unpacked."""
-    if len(data) > _BUNDLE_BYTES_MAX:
-        raise ArtifactError(f"bundle: {len(data)} bytes, more than the {_BUNDLE_BYTES_MAX} that a device accepts")
-    limits = {_MANIFEST: _MANIFEST_BYTES_MAX, _SIGNATURE: _SIGNATURE_BYTES_MAX}
-    known = (_MANIFEST, _SIGNATURE, *MEMBERS, *stage_members(_EXITS_MAX), FLOAT_MEMBER)
-    found: dict[str, bytes] = {}
-    try:
-        with zipfile.ZipFile(BytesIO(data)) as archive:
-            for info in archive.infolist():
-                name = info.filename
-                if name not in known or name in found:
-                    raise ArtifactError(f"bundle: {'second' if name in found else 'unexpected'} member {name!r}")
-                if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                    raise ArtifactError(f"bundle: member {name} is encrypted or packed in an unknown way")
-                room = min(limits.get(name, _BUNDLE_BYTES_MAX), _BUNDLE_BYTES_MAX - sum(map(len, found.values())))
-                # The size in the directory is a claim: reading stops one byte after what is allowed, whatever it says.
-                with archive.open(info) as member:
-                    found[name] = member.read(min(info.file_size, room) + 1)
-                if len(found[name]) > room or len(found[name]) != info.file_size:
-                    raise ArtifactError(
-                        f"bundle: member {name} is larger than it says or than the {room} bytes allowed"
-                    )
-    except _ZIP_ERRORS as error:
-        if isinstance(error, ArtifactError):
-            raise
-        raise ArtifactError(f"bundle: not a readable ZIP archive ({error}); copy it again") from error
-    return found
+        raise ArtifactError(f"bundle, {MANIFEST}: {error}") from error
+    return pack({MANIFEST: encoded, **held})
 
 
 def read(data: bytes) -> Bundle:
@@ -488,24 +419,17 @@ def read(data: bytes) -> Bundle:
     Source:
         ours; limits against decompression bombs after CWE-409.
     """
-    found = _unpack(data)
-    encoded, signature = found.pop(_MANIFEST, None), found.pop(_SIGNATURE, None)
+    found = unpack(data, (*MEMBERS, *stage_members(_EXITS_MAX), FLOAT_MEMBER))
+    encoded, signature = found.pop(MANIFEST, None), found.pop(SIGNATURE, None)
     if encoded is None:
-        raise ArtifactError(f"bundle: no {_MANIFEST}; this is not an edgert bundle")
+        raise ArtifactError(f"bundle: no {MANIFEST}; this is not an edgert bundle")
     try:
         manifest = msgspec.json.decode(encoded, type=Manifest)
         document = msgspec.json.decode(encoded)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise ArtifactError(f"bundle, {_MANIFEST}: {error}") from error
+        raise ArtifactError(f"bundle, {MANIFEST}: {error}") from error
     _check(manifest)
-    for name, member in manifest.members.items():
-        content = found.get(name)
-        if content is None or len(content) != member.bytes or hashlib.sha256(content).hexdigest() != member.sha256:
-            raise ArtifactError(
-                f"bundle: member {name} is {'missing' if content is None else 'not what the manifest says'}"
-            )
-    if unlisted := found.keys() - manifest.members.keys():
-        raise ArtifactError(f"bundle: unexpected member {min(unlisted)!r}: the manifest does not list it")
+    check_members(manifest.members, found)
     unknown = {key: value for key, value in document.items() if key not in Manifest.__struct_fields__}
     return Bundle(manifest, unknown, {name: found[name] for name in manifest.members}, signature, encoded)
 
@@ -527,9 +451,4 @@ def with_signature(data: bytes, signature: bytes | None) -> bytes:
     """
     found = read(data)
     order = (*MEMBERS, *stage_members(len(found.manifest.exits)), FLOAT_MEMBER)
-    content = {_MANIFEST: found.encoded, **{name: found.members[name] for name in order if name in found.members}}
-    if signature is not None:
-        if len(signature) > _SIGNATURE_BYTES_MAX:
-            raise ArtifactError(f"bundle, {_SIGNATURE}: {len(signature)} bytes are too many")
-        content[_SIGNATURE] = signature
-    return _pack(content)
+    return sealed(found.encoded, {name: found.members[name] for name in order if name in found.members}, signature)

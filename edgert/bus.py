@@ -320,6 +320,19 @@ class PolicyDo(msgspec.Struct, frozen=True):
     do: offers.Do
 
 
+class Reconnect(msgspec.Struct, frozen=True):
+    """Give the connection to the broker up, and make another."""
+
+    why: str
+
+
+class ShowLog(msgspec.Struct, frozen=True):
+    """Publish the last lines of the log as the reply to the command of this id."""
+
+    id: str
+    lines: int
+
+
 FleetEffect = WriteJob | ForgetJobs | WriteMark | WriteFact | DoJob | StopJob
 Effect = (
     FleetEffect
@@ -337,4 +350,6 @@ Effect = (
     | Price
     | Carry
     | Notify
+    | Reconnect
+    | ShowLog
 )

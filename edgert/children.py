@@ -16,7 +16,7 @@ from edgert.values import Role
 
 HANG_S = 5.0  # without a report a connected actor is hung: it reports from its own loop, once a second
 PATIENT_HANG_S = 60.0  # the others report between their tasks, and one network with its gate takes seconds on a board
-START_PATIENCE_S = 20.0  # without a hello a child is hung; importing a runtime from a cold SD card takes seconds
+START_PATIENCE_S = 20.0  # without a hello a child is hung; a cold SD card takes seconds, and a niced one more yet
 RESTART_BASE_S, RESTART_CAP_S, STABLE_S = 0.5, 10.0, 60.0
 """The first restart is immediate; from the second on the delay doubles; a child that lived STABLE_S is forgiven."""
 
@@ -171,7 +171,7 @@ def ensure_running(children: Children, now_s: float, effects: list[bus.Effect]) 
         at_s = child.heard_s if child.connected and child.heard_s is not None else child.since_s
         patience_s = HANG_S if role == "actor" else PATIENT_HANG_S
         silent_s = now_s - at_s
-        if silent_s > (patience_s if child.connected else START_PATIENCE_S) and child.pid:
+        if silent_s > (patience_s if child.connected else max(patience_s, START_PATIENCE_S)) and child.pid:
             effects += [
                 bus.Record("child-hung", {"role": role, "silent_s": round(silent_s, 1)}),
                 bus.Kill(role, child.pid),

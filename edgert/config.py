@@ -22,6 +22,9 @@ from edgert.hardware import Board as Board
 from edgert.hardware import Celsius, Directory, Name, Share, Text
 from edgert.hardware import Gauge as Gauge
 from edgert.hardware import Limits as Limits
+from edgert.sections import Offload as Offload
+from edgert.sections import OffloadVariant as OffloadVariant
+from edgert.sections import Placement as Placement
 
 SOCKET_PATH_BYTES = 107
 """sockaddr_un.sun_path holds 108 bytes on Linux, one of them the closing NUL (unix(7))."""
@@ -269,34 +272,16 @@ class Goals(msgspec.Struct, frozen=True, kw_only=True):
     priorities: tuple[Priority, ...] = ("return", "training", "link")
 
 
-class Placement(msgspec.Struct, frozen=True, kw_only=True):
-    """Training jobs placed over the devices of a fleet.
-
-    Attributes:
-        enabled: Offer this board to jobs of others, and let its own jobs run elsewhere.
-    """
-
-    enabled: bool = False
-
-
-class Offload(msgspec.Struct, frozen=True, kw_only=True):
-    """Where an inference runs, and with which model.
-
-    Attributes:
-        enabled: Serve inferences here, choosing among local variants, edge and cloud.
-    """
-
-    enabled: bool = False
-
-
 class Spool(msgspec.Struct, frozen=True, kw_only=True):
     """Messages that wait on disk while the broker is out of reach.
 
     Attributes:
-        max_bytes: Bytes to keep; the least important and oldest go first.
+        max_bytes: Bytes to keep; minor events go first, then the oldest.
+        max_age_s: Seconds after which an event goes; what was written under a clock that was not set does not age.
     """
 
     max_bytes: Annotated[int, Meta(ge=65_536, le=1 << 40)] = 4 * 1024 * 1024
+    max_age_s: Annotated[float, Meta(ge=60, le=10 * 366 * 86_400)] = 30 * 86_400.0
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
@@ -304,7 +289,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         device, broker, trust, policy, plant, learn, teacher, govern, goals, board, battery, limits, placement,
-            offload, spool: the sections; `parse` has filled in what one key takes from another (`plant.socket`).
+            offload, spool: the sections; `parse` has filled in what one key takes from another (`plant.socket`,
+            `offload.socket`).
     """
 
     device: Device
@@ -369,8 +355,13 @@ _EXAMPLES = {
     "board.idle_w": 3.1,
     "board.busy_w": 3.1,
     "board.scenario": "heatwave",
+    "offload.variants.bundle": "/var/lib/edgert/models/digits-1-int8.edgert",
     "board.gauges.kind": "ina219",
     "board.gauges.address": 64,
+    "placement.bundle": "/var/lib/edgert/placer.edgert",
+    "placement.head": "device-1",
+    "placement.regions.name": "hall-1",
+    "placement.regions.members": ["device-1", "device-2"],
 }
 
 
@@ -404,6 +395,8 @@ def parse(text: str, source: str) -> Config:
     plant = sections["plant"]
     if not plant["socket"]:
         plant["socket"] = f"{sections['device']['run_dir'].rstrip('/')}/policy.sock"
+    if not sections["offload"]["socket"]:
+        sections["offload"]["socket"] = f"{sections['device']['run_dir'].rstrip('/')}/infer.sock"
     return Config(**{name: cls(**sections[name]) for name, cls in _SECTIONS.items()})
 
 
@@ -518,10 +511,15 @@ def _relations(sections: dict[str, dict[str, Any]], faults: list[str]) -> None:
     if sorted(sections["goals"]["priorities"]) != sorted(typing.get_args(Priority)):
         faults.append(f"goals.priorities: must be {tables.shown(list(typing.get_args(Priority)))} in your order")
     _fits_socket("device.run_dir", device["run_dir"].rstrip("/") + "/knowledge.sock", faults)
-    if plant["socket"]:
-        if not plant["socket"].startswith("/"):
-            faults.append(f"plant.socket: is {tables.shown(plant['socket'])}; must be an absolute path")
-        _fits_socket("plant.socket", plant["socket"], faults)
+    for name in ("plant", "offload"):
+        path = sections[name]["socket"]
+        if path and not path.startswith("/"):
+            faults.append(f"{name}.socket: is {tables.shown(path)}; must be an absolute path")
+        if path:
+            _fits_socket(f"{name}.socket", path, faults)
+    offload = sections["offload"]
+    if offload["enabled"] and not any(each.local for each in offload["variants"]):
+        faults.append("offload.variants: none is local; one at least must answer when nobody else does")
     _fits_socket("limits.socket", sections["limits"]["socket"], faults)
     if plant["kind"] == "simulated" and plant["env"] is None:
         faults.append('plant.env: missing; kind "simulated" needs a gymnasium id, such as "MinAtar/Breakout-v1"')

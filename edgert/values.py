@@ -520,9 +520,11 @@ class ServiceReport(msgspec.Struct, frozen=True, tag_field="t", tag="service"):
 
     Attributes:
         detail: plain maps, lists, numbers and text; a few hundred bytes, for it travels with every telemetry.
+        carried_bytes: over a link of its own, both ways, since it started.
     """
 
     detail: dict[str, object] = {}
+    carried_bytes: int = 0
 
 
 class StatusRequest(msgspec.Struct, frozen=True, tag_field="t", tag="status?"):

@@ -16,6 +16,10 @@ import cbor2
 import msgspec
 
 from edgert.errors import MessageError, UsageError
+from edgert.inference import InferAnswer as InferAnswer
+from edgert.inference import InferAsk as InferAsk
+from edgert.inference import InferLoad as InferLoad
+from edgert.inference import Offered as Offered
 from edgert.offers import Key as Key
 from edgert.offers import KeyId as KeyId
 from edgert.offers import KeyList as KeyList
@@ -23,6 +27,14 @@ from edgert.offers import PolicyChunk as PolicyChunk
 from edgert.offers import PolicyOffer as PolicyOffer
 from edgert.offers import PolicyReport as PolicyReport
 from edgert.offers import Signed as Signed
+from edgert.placing import PlaceData as PlaceData
+from edgert.placing import PlaceGo as PlaceGo
+from edgert.placing import PlaceGone as PlaceGone
+from edgert.placing import PlaceJob as PlaceJob
+from edgert.placing import PlaceState as PlaceState
+from edgert.placing import PlaceSubmit as PlaceSubmit
+from edgert.placing import PlaceWork as PlaceWork
+from edgert.placing import Placing as Placing
 
 ROOT = "edgert/v1"
 VERSION = 1
@@ -34,6 +46,18 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=4096)]
 Side = Annotated[int, msgspec.Meta(ge=1, le=4096)]
 Sequence = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 Wait = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
+
+UNREADABLE: tuple[type[Exception], ...] = (
+    cbor2.CBORDecodeError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+    MemoryError,
+    LookupError,
+)
+"""What the CBOR library raises at bytes that are none: tags make it try to build dates, fractions, expressions."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
@@ -98,6 +122,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag=
             old session cannot declare a newer one dead.
         version: of edgert.
         task: what its policy does.
+        seq: counts the births of a session from 1; 0 in a will.
     """
 
     online: bool
@@ -105,6 +130,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag=
     version: str = ""
     task: str = ""
     v: int = VERSION
+    seq: Sequence = 0
 
 
 class Telemetry(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag="telemetry"):
@@ -113,11 +139,13 @@ class Telemetry(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", t
     Attributes:
         at_s: seconds since the Unix epoch, by the device's clock.
         status: the document.
+        seq: counts those of a session from 1; 0 where nobody counts.
     """
 
     at_s: float
     status: dict[str, object]
     v: int = VERSION
+    seq: Sequence = 0
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag="event"):
@@ -182,6 +210,25 @@ class GoalsCommand(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema"
     id: str
     goals: dict[str, object] = {}
     valid_s: float | None = None
+    v: int = VERSION
+
+
+class Rebirth(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag="rebirth"):
+    """Whoever lost sight of a device wants it to publish again what the broker keeps of it; changes nothing there."""
+
+    v: int = VERSION
+
+
+class LogsCommand(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag="logs-command"):
+    """The last lines of a device's log are wanted; they come as the detail of the reply.
+
+    Attributes:
+        id: of this command, a topic segment; the reply is found under it.
+        lines: at most; the reply is bounded as well.
+    """
+
+    id: str
+    lines: Annotated[int, msgspec.Meta(ge=1, le=200)] = 50
     v: int = VERSION
 
 
@@ -341,6 +388,8 @@ Message = (
     | EventAck
     | ExitsCommand
     | GoalsCommand
+    | Rebirth
+    | LogsCommand
     | CommandReply
     | TwinDesired
     | TwinReported
@@ -349,11 +398,22 @@ Message = (
     | JobState
     | KnowAsk
     | KnowAnswer
+    | InferAsk
+    | InferAnswer
+    | InferLoad
     | KeyList
     | Signed
     | PolicyOffer
     | PolicyChunk
     | PolicyReport
+    | PlaceData
+    | PlaceGo
+    | PlaceGone
+    | PlaceJob
+    | PlaceState
+    | PlaceSubmit
+    | PlaceWork
+    | Placing
 )
 M = TypeVar(
     "M",
@@ -363,6 +423,8 @@ M = TypeVar(
     EventAck,
     ExitsCommand,
     GoalsCommand,
+    Rebirth,
+    LogsCommand,
     CommandReply,
     TwinDesired,
     TwinReported,
@@ -371,15 +433,31 @@ M = TypeVar(
     JobState,
     KnowAsk,
     KnowAnswer,
+    InferAsk,
+    InferAnswer,
+    InferLoad,
     KeyList,
     Signed,
     PolicyOffer,
     PolicyChunk,
     PolicyReport,
+    PlaceData,
+    PlaceGo,
+    PlaceGone,
+    PlaceJob,
+    PlaceState,
+    PlaceSubmit,
+    PlaceWork,
+    Placing,
 )
 
 
-_LATER: dict[type, dict[str, object]] = {KnowAsk: {"actions": ""}, KnowAnswer: {"kind": "q", "retry_s": 0.0}}
+_LATER: dict[type, dict[str, object]] = {
+    KnowAsk: {"actions": ""},
+    KnowAnswer: {"kind": "q", "retry_s": 0.0},
+    Status: {"seq": 0},
+    Telemetry: {"seq": 0},
+}
 """Keys that version 1 did not have from the start. At these, their defaults, they are not said: what can be said in the
 old words is the old bytes, and links are paid by the byte."""
 
@@ -459,15 +537,7 @@ def decode(payload: bytes, expected: type[M]) -> tuple[M, dict[str, object]]:
     try:
         stream = io.BytesIO(payload)
         document = cbor2.load(stream)
-    except (
-        cbor2.CBORDecodeError,
-        ValueError,
-        TypeError,
-        ArithmeticError,
-        RecursionError,
-        MemoryError,
-        LookupError,
-    ) as error:
+    except UNREADABLE as error:
         raise MessageError(f"payload is not CBOR: {type(error).__name__}: {error}") from error
     if not isinstance(document, dict) or not all(isinstance(key, str) for key in document):
         raise MessageError(f"payload is a CBOR {type(document).__name__}, not a map with text keys")

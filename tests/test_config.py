@@ -196,7 +196,7 @@ def test_the_commented_default_shows_every_key_with_its_default_and_a_comment() 
     for name, section in typing.get_type_hints(Config).items():
         body = written.partition(f"\n[{name}]\n")[2].partition("\n\n")[0]
         for key in section.__struct_fields__:
-            shown_as = rf"#\[\[{name}\.{key}\]\]$" if key == "gauges" else rf"# \w.*\. \[.+\]\n#?{key} = "
+            shown_as = rf"#\[\[{name}\.{key}\]\]$" if key in ("gauges", "regions") else rf"# \w.*\. \[.+\]\n#?{key} = "
             assert re.search(rf"(?m)^{shown_as}", body), f"{name}.{key}"
 
 

@@ -16,20 +16,27 @@ MAX_LINES = 600
 
 CORE = (
     "offers",
+    "inference",
+    "placing",
     "wire",
     "tables",
     "hardware",
+    "sections",
     "config",
     "kernels",
     "nets",
     "onnxfile",
     "quant",
+    "archive",
     "bundle",
+    "modelfile",
     "policy",
     "learn",
     "knowledge",
     "govern",
     "fleet",
+    "offload",
+    "placement",
     "control",
     "guard",
     "device",
@@ -42,7 +49,7 @@ UNITS = ("_s", "_hz", "_bytes", "_frac", "_c", "_j", "_w", "_v", "_a", "_ns", "_
 DIMENSIONLESS = {
     "gamma", "learning_rate", "distill_weight", "td_weight", "temperature", "threshold", "thresholds", "scale", "value",
     "x", "rate", "epsilon", "eps", "beta1", "beta2", "weight", "delta", "tau", "alpha", "loss", "q", "u", "lr", "logit",
-    "decay", "max_grad_norm",
+    "decay", "max_grad_norm", "squared", "clip", "entropy_weight",
     "allowed_regret", "claim", "return_before", "return_after",  # in the unit of a return, whatever the plant pays in
 }  # fmt: skip
 

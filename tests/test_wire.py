@@ -26,6 +26,10 @@ VECTORS: dict[str, wire.Message] = {
     "exits-command": wire.ExitsCommand(id="c1", thresholds=(0.25, 1.0), repeat=2, hold_threshold=0.5, valid_s=60.0),
     "exits-command-reset": wire.ExitsCommand(id="c2"),
     "goals-command": wire.GoalsCommand(id="g1", goals={"last_until": "18:00", "max_power_w": 2.5}, valid_s=3600.0),
+    "rebirth": wire.Rebirth(),
+    "logs-command": wire.LogsCommand(id="l1", lines=20),
+    "status-numbered": wire.Status(online=True, session="5f0c2a", seq=3),
+    "telemetry-numbered": wire.Telemetry(at_s=1.5, status={}, seq=7),
     "command-reply": wire.CommandReply(id="c1", ok=False, why="pinned", detail={"point": None}),
     "twin-desired": wire.TwinDesired(epoch=1_795_236_400, version=3, settings={"labels": {"site": "north"}}),
     "twin-reported": wire.TwinReported(
@@ -54,6 +58,56 @@ VECTORS: dict[str, wire.Message] = {
     "know-answer-over-budget": wire.KnowAnswer(
         teacher="0123456789abcdef", count=0, codec=1, data=b"", error="over-budget", retry_s=2.5
     ),
+    "placing": wire.Placing(body={"type": "release", "job": "j1", "attempt": 2}),
+    "place-submit": wire.PlaceSubmit(
+        id="j1", steps=300, batch=64, checkpoint_steps=50, split="layers", hyper={"learning_rate": 0.5}, due_s=60.0
+    ),
+    "place-work": wire.PlaceWork(
+        job="j1",
+        attempt=2,
+        part=1,
+        order={"kind": "layers", "edges": [0, 1]},
+        files=(
+            wire.PolicyOffer(
+                id="j1", name="shard", sha256="0" * 64, size_bytes=9, chunk_bytes=4096, hashes=b"", version=1
+            ),
+        ),
+        hosts=("d1", "d2"),
+    ),
+    "place-go": wire.PlaceGo(job="j1", attempt=2),
+    "place-state": wire.PlaceState(
+        job="j1", attempt=2, part=1, state="running", step=17, have_bytes=9, rss_bytes=1 << 25, cpu_s=0.5
+    ),
+    "place-data": wire.PlaceData(
+        job="j1", attempt=2, kind="back", of=1, to=0, step=17, micro=1, index=1, count=3, data=b"\x01\x02"
+    ),
+    "place-job": wire.PlaceJob(
+        id="j1",
+        owner="d1",
+        state="running",
+        attempt=2,
+        step=17,
+        steps=300,
+        nodes=("d2",),
+        history=({"at_s": 1.5, "what": "proposed", "nodes": ["d2"]},),
+        result={"path": ""},
+    ),
+    "place-gone": wire.PlaceGone(session=1_795_236_400_500),
+    "infer-ask": wire.InferAsk(model="0123456789abcdef", rows=1, data=b"\x01\x02", left_s=0.25),
+    "infer-answer": wire.InferAnswer(
+        model="0123456789abcdef", rows=1, data=b"\x00\x00\x80\x3f", waited_s=0.002, run_s=0.013
+    ),
+    "infer-answer-busy": wire.InferAnswer(model="0123456789abcdef", rows=0, data=b"", error="busy", retry_s=0.5),
+    "infer-load": wire.InferLoad(
+        place="edge",
+        accepts=True,
+        models=(wire.Offered(id="0123456789abcdef", name="digits-1-int8", row_s=0.001),),
+        cpu_frac=0.25,
+        memory_frac=0.5,
+        waiting_s=0.1,
+        rtt_s=0.02,
+        every_s=1.0,
+    ),
     "key-list": wire.KeyList(
         serial=2,
         keys=(wire.Key(id="66687aadf862bd77", public=bytes(32), uses=("bundle", "keys"), name="ci", not_after_s=2e9),),
@@ -75,6 +129,8 @@ SCHEMAS = (
     wire.EventAck,
     wire.ExitsCommand,
     wire.GoalsCommand,
+    wire.Rebirth,
+    wire.LogsCommand,
     wire.CommandReply,
     wire.TwinDesired,
     wire.TwinReported,
@@ -83,11 +139,22 @@ SCHEMAS = (
     wire.JobState,
     wire.KnowAsk,
     wire.KnowAnswer,
+    wire.InferAsk,
+    wire.InferAnswer,
+    wire.InferLoad,
     wire.KeyList,
     wire.Signed,
     wire.PolicyOffer,
     wire.PolicyChunk,
     wire.PolicyReport,
+    wire.Placing,
+    wire.PlaceSubmit,
+    wire.PlaceWork,
+    wire.PlaceGo,
+    wire.PlaceState,
+    wire.PlaceData,
+    wire.PlaceJob,
+    wire.PlaceGone,
 )
 
 TEXT = st.text(max_size=12)
@@ -119,6 +186,8 @@ MESSAGES = st.one_of(
         max_ops_frac=AT,
         valid_s=st.none() | AT,
     ),
+    st.builds(wire.Rebirth),
+    st.builds(wire.LogsCommand, id=TEXT, lines=st.integers(1, 200)),
     st.builds(wire.GoalsCommand, id=TEXT, goals=DOCUMENTS, valid_s=st.none() | AT),
     st.builds(wire.CommandReply, id=TEXT, ok=st.booleans(), why=TEXT, detail=DOCUMENTS),
     st.builds(wire.TwinDesired, epoch=SEQ, version=SEQ, settings=DOCUMENTS),
@@ -172,6 +241,51 @@ MESSAGES = st.one_of(
         version=st.integers(1, 1 << 40),
         url=st.text(max_size=20),
     ),
+    st.builds(
+        wire.InferAsk, model=KEY_ID, rows=st.integers(0, 256), data=st.binary(max_size=64), left_s=st.floats(0, 86_400)
+    ),
+    st.builds(
+        wire.InferAnswer,
+        model=KEY_ID,
+        rows=st.integers(0, 256),
+        data=st.binary(max_size=64),
+        error=st.sampled_from(("", "busy", "late")),
+        retry_s=st.floats(0, 60),
+    ),
+    st.builds(
+        wire.InferLoad,
+        place=TEXT,
+        accepts=st.booleans(),
+        models=st.lists(st.builds(wire.Offered, id=KEY_ID, name=st.text(max_size=20)), max_size=3).map(tuple),
+        cpu_frac=st.none() | st.floats(0, 1),
+    ),
+    st.builds(wire.Placing, body=DOCUMENTS),
+    st.builds(wire.PlaceSubmit, id=st.just("j1"), steps=st.integers(1, 99), hyper=st.just({"gamma": 0.5})),
+    st.builds(
+        wire.PlaceWork,
+        job=st.just("j1"),
+        attempt=st.integers(0, 9),
+        part=st.integers(-1, 63),
+        order=DOCUMENTS,
+        files=st.just(()),
+        hosts=st.just(("d1",)),
+    ),
+    st.builds(wire.PlaceGo, job=st.just("j1"), attempt=st.integers(0, 9)),
+    st.builds(
+        wire.PlaceState, job=st.just("j1"), attempt=st.integers(0, 9), part=st.just(0), state=st.just("ready"), why=TEXT
+    ),
+    st.builds(
+        wire.PlaceData,
+        job=st.just("j1"),
+        attempt=st.integers(0, 9),
+        kind=st.just("sum"),
+        of=st.just(0),
+        to=st.just(1),
+        step=st.integers(0, 99),
+        data=st.binary(max_size=64),
+    ),
+    st.builds(wire.PlaceJob, id=st.just("j1"), owner=st.just("d1"), state=TEXT, why=TEXT, result=DOCUMENTS),
+    st.builds(wire.PlaceGone, session=st.integers(0, 1 << 52)),
     st.builds(wire.PolicyChunk, data=st.binary(max_size=256)),
     st.builds(wire.PolicyReport, id=TEXT, stage=TEXT, code=TEXT, why=TEXT, version=SEQ, kept=TEXT, floor=SEQ),
 )

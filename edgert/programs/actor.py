@@ -65,6 +65,8 @@ SLOW_DOWN = 0.9
 DOUBT = 0.998
 """What is left, a tick, of the cost of an exit that was shunned because of it: only running it could tell that it is
 fast again. Close to 1, since trying an exit that is still too slow misses a deadline."""
+IDLE_S = 0.2
+"""A plant that does not pace the loop is waited for so long at a time; what it says is heard at once."""
 LOCKSTEP_LAG = 64
 """Transitions that training may be behind when the plant waits for it."""
 LOCKSTEP_PAUSE_S = 0.0005
@@ -168,7 +170,7 @@ class Actor:
                 next_s += self.period_s
                 observation = self.plant.observe(0.0)
             else:
-                observation = None if self._stands_still() else self.plant.observe(self.period_s)
+                observation = None if self._stands_still() else self.plant.observe(max(self.period_s, IDLE_S))
                 due_s = time.monotonic() + self.deadline_s
             if observation is not None or self.plant.paced:
                 self._tick(observation, due_s)

@@ -24,7 +24,7 @@ from edgert import guard as guards
 from edgert.children import roles
 from edgert.config import Config
 from edgert.errors import ArtifactError, ConfigError, LinkError, StoreError, UsageError
-from edgert.fleet import duties, policies
+from edgert.fleet import duties, policies, presence
 from edgert.govern.cost import prices
 from edgert.hardware import BoardFile
 from edgert.ports import boardfile, ipc
@@ -49,6 +49,7 @@ from edgert.values import (
     Hello,
     Reading,
     Role,
+    ServiceReport,
     StatusReply,
     StatusRequest,
     Stop,
@@ -95,14 +96,16 @@ class Supervisor:
         self.config, self.config_path, self.layout = config, config_path, layout
         self.session = os.urandom(8).hex()
         self.store_faults: dict[str, int] = {}
+        self.told = 0  # status documents
         self.pause_fault = ""  # why a restart would not find what a person said last
         self.owes_ready = False  # the brain says it once; the service manager may be too busy to take it
-        self.spool = Spool(layout.spool, config.spool.max_bytes)
+        self.spool = Spool(layout.spool, config.spool.max_bytes, max_age_s=config.spool.max_age_s)
         self.board: Board = open_board(config)
         self.limits = Limits(config.limits.socket if config.limits.enabled else None)
         self.standing = Standing()
         self.split = asymmetric(config.board.sysfs_root) if config.limits.enabled else None
         self.carried_bytes = 0
+        self.service_bytes: dict[Role, int] = {}
         self.notifier = Notifier.from_environment()
         self.listener = ipc.listen(layout.control)
         self.desk = Desk(layout.knowledge)
@@ -134,9 +137,10 @@ class Supervisor:
         self.chores = Chores(layout, self.spool, self.selector, self.inputs.append)
         found = self.chores
         device, effects = devices.open_device(world, found.jobs, found.marks, found.facts, found.found, now_s)
-        self.mqtt = self._open_link(manifest.task)
+        self.mqtt = self._open_link()
         self.deliveries = Deliveries(config, layout, self.mqtt, self.board.name)
-        self.guard = self.deliveries.guard(device)
+        birth = wire.Status(online=True, session=self.session, version=__version__, task=manifest.task)
+        self.guard = self.deliveries.guard(device, presence.Herald(birth=birth))
         self.selector.register(self.deliveries, selectors.EVENT_READ)
         self.selector.register(self.listener, selectors.EVENT_READ)
         self.selector.register(self.mqtt, selectors.EVENT_READ)
@@ -157,20 +161,16 @@ class Supervisor:
         """What keeps the device running."""
         return self.guard.device.world
 
-    def _open_link(self, task: str) -> Mqtt:
+    def _open_link(self) -> Mqtt:
         broker, device = self.config.broker, self.config.device
-        topic = self._status_topic()
+        topic = guards.status_topic(self.config)
         return Mqtt(
             address_of(broker),
             f"edgert-{device.fleet}-{device.id}",
             will=(topic, wire.encode(wire.Status(online=False, session=self.session))),
-            birth=(topic, wire.encode(wire.Status(online=True, session=self.session, version=__version__, task=task))),
             session_expiry_s=broker.session_expiry_s,
             keepalive_s=broker.keepalive_s,
         )
-
-    def _status_topic(self) -> str:
-        return str(wire.Topic(self.config.device.fleet, self.config.device.id, "status", "device"))
 
     def run(self, stopping: Stopping) -> int:
         """Supervise until told to stop; then stop the children in good order."""
@@ -178,8 +178,10 @@ class Supervisor:
             "device %s, fleet %s, broker %s", self.config.device.id, self.config.device.fleet, self.config.broker.url
         )
         self.mqtt.subscribe([(topic, 1) for topic in guards.subscriptions(self.config)])
+        self.mqtt.subscribe([(guards.status_topic(self.config), 0)])
         self.mqtt.start()
         sense_s = telemetry_s = look_s = time.monotonic()
+        settle_s = sense_s + events.PATIENT_S
         self.inputs.append(bus.Tick())
         while not stopping:
             now_s = time.monotonic()
@@ -189,6 +191,9 @@ class Supervisor:
                 readings = msgspec.structs.replace(self.board.read(now_s), link_rtt_s=Reading(rtt_s))
                 self.inputs.append(bus.Sensed(readings, _clock(), self.carried_bytes, usage()[1]))
                 self._ask_limits(now_s)
+            if now_s >= settle_s:
+                settle_s = now_s + events.PATIENT_S
+                self._settle_events()
             if now_s >= look_s:
                 look_s = now_s + chores.LOOK_S
                 self.inputs.append(self.chores.timed())
@@ -202,8 +207,8 @@ class Supervisor:
                 self._hear(key.fileobj)
             self._flush()
             self.inputs.append(bus.Tick())
-            if not self.mqtt.healthy():
-                raise LinkError("the thread that talks to the broker has died: restarting the supervisor")
+            if not self.mqtt.revive():
+                raise LinkError("the thread that talks to the broker hangs: restarting the supervisor")
         return self._stop()
 
     def _step_all(self) -> None:
@@ -270,6 +275,10 @@ class Supervisor:
             case bus.DoJob() | bus.StopJob() | bus.WriteJob() | bus.ForgetJobs() | bus.WriteMark() | bus.WriteFact():
                 acting = Path(self.world.networks.target.path or self.config.policy.bundle)
                 self.chores.perform(effect, chores.benches(acting, self.config_path))
+            case bus.Reconnect(why):
+                self.mqtt.reconnect(why)
+            case bus.ShowLog(id_, lines):
+                self._show_log(id_, lines)
             case bus.Notify(ready, alive, status):
                 self.owes_ready = (self.owes_ready or ready) and not self.notifier.ready()
                 if alive:
@@ -308,6 +317,12 @@ class Supervisor:
         kept = self._record(chores.UPLOADED, {"id": id_, "status": status})
         self.inputs.append(bus.JobDone(id_, "" if kept else "the event store took nothing"))
 
+    def _show_log(self, id_: str, lines: int) -> None:
+        device = self.config.device
+        topic = str(wire.Topic(device.fleet, device.id, "tele", "reply", id_))
+        reply = wire.CommandReply(id=id_, ok=True, detail={"lines": self.tail.lines(lines)})
+        self._perform(bus.Publish(topic, wire.encode(reply), qos=1, expiry_s=30))
+
     def _document(self) -> dict[str, object]:
         now_s = time.monotonic()
         shown = duties.shown(self.guard.device.duties, now_s, self.config.device.id)
@@ -329,12 +344,24 @@ class Supervisor:
         """Make an event durable. A disk that takes nothing costs the event, not the device."""
         log.info("%s %s", name, str(detail)[:2000])
         try:
-            self.spool.append(cbor2.dumps({"at_s": time.time(), "name": name, "detail": detail}), time.time())
+            event = cbor2.dumps({"at_s": time.time(), "name": name, "detail": detail})
+            if name in events.PATIENT:
+                self.spool.defer(event, time.time())
+            else:
+                self.spool.append(event, time.time(), minor=name in events.MINOR)
         except (StoreError, UsageError) as error:
             self._store_fault("event-lost", f"{name}: {error}")
             return False
         self.inputs.append(bus.Stored(self.spool.first_seq, self.spool.last_seq))
         return True
+
+    def _settle_events(self) -> None:
+        """Write what could wait."""
+        try:
+            if self.spool.settle():
+                self.inputs.append(bus.Stored(self.spool.first_seq, self.spool.last_seq))
+        except StoreError as error:
+            self._store_fault("event-lost", error)
 
     def _forget_events(self, up_to: int) -> None:
         try:
@@ -371,7 +398,8 @@ class Supervisor:
 
     def _publish_telemetry(self) -> None:
         device = self.config.device
-        telemetry = wire.encode(wire.Telemetry(at_s=time.time(), status=self._document()))
+        self.told += 1
+        telemetry = wire.encode(wire.Telemetry(at_s=time.time(), status=self._document(), seq=self.told))
         # QoS 1 so that its acknowledgement measures the round trip; expendable all the same.
         topic = str(wire.Topic(device.fleet, device.id, "tele", "device"))
         sent = self.mqtt.publish(topic, telemetry, qos=1, expiry_s=10, content_type=wire.CONTENT_TYPE)
@@ -379,6 +407,12 @@ class Supervisor:
 
     def _count_bytes(self, sent: bool, topic: str, payload: bytes) -> None:
         self.carried_bytes += len(topic) + len(payload) + PACKET_BYTES if sent else 0
+
+    def _count_service(self, role: Role, carried_bytes: int) -> None:
+        """A link of a child's own costs the same money; its count begins anew with the child."""
+        before = self.service_bytes.get(role, 0)
+        self.service_bytes[role] = carried_bytes
+        self.carried_bytes += carried_bytes - before if carried_bytes >= before else max(0, carried_bytes)
 
     def _own_cost(self) -> dict[str, object]:
         cpu_s, rss_bytes = usage()
@@ -434,6 +468,8 @@ class Supervisor:
                 case _:
                     speaker = self.channels.get(channel)
                     if speaker is not None and speaker != "client":
+                        if isinstance(told, ServiceReport):
+                            self._count_service(speaker, told.carried_bytes)
                         self.inputs.append(bus.Heard(speaker, told))
         if channel.closed:
             self._forget(channel)
@@ -471,12 +507,13 @@ class Supervisor:
         self.children.stop(asked, self._await)
         # A broker forgets the will of a client that leaves in good order, so what the will says is said here.
         offline = wire.encode(wire.Status(online=False, session=self.session))
-        self.mqtt.publish(self._status_topic(), offline, qos=1, retain=True)
+        self.mqtt.publish(guards.status_topic(self.config), offline, qos=1, retain=True)
         self.mqtt.close()
         self.limits.close()
         self.deliveries.close()
         self.desk.close()
         self.chores.close()
+        self._settle_events()
         self.spool.close()
         return 0
 

@@ -65,7 +65,9 @@ from edgert.values import (
     TrainOrder,
 )
 
-PAUSE_S = 0.02
+PAUSE_S, IDLE_PAUSE_S, FLOWS_S = 0.02, 0.5, 1.0
+"""Between two looks while there is something to learn from, and else (a device that nobody asks should not wake a board
+up); it is else when no transition came for so long."""
 READ_AT_ONCE = 2000
 PROBE = 512
 MIN_PROBE = 32
@@ -148,6 +150,7 @@ class Trainer:
         self.reported: tuple[float, int] | None = None
         self.faults: dict[str, int] = {}
         self.loss: float | None = None
+        self.moved = (0, 0.0)  # the newest transition, and when it was seen first
         self.owed = 0.0
         self.credit = 0.0
         self.pays = config.learn.steps_per_transition
@@ -281,11 +284,18 @@ class Trainer:
                 report_s = now_s + 1.0
                 self.parent.send(self._report())
             if self.owed < 1:
-                time.sleep(PAUSE_S)
+                time.sleep(self._pause_s(now_s))
         self.commit()
         self.schooling.close()
         self.parent.close()
         return 0
+
+    def _pause_s(self, now_s: float) -> float:
+        """How long to do nothing: longer where no step may be taken, or nothing has happened for a while."""
+        if self.replay.newest_seq != self.moved[0]:
+            self.moved = self.replay.newest_seq, now_s
+        flows = now_s - self.moved[1] < FLOWS_S and self.budget.train_steps_hz > 0
+        return PAUSE_S if self.owed or flows or self.config.plant.lockstep_hz else IDLE_PAUSE_S
 
     def _offers(self, time_is_up: bool) -> bool:
         """It is time for another network, by transitions where the configuration counts them."""

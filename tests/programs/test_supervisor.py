@@ -279,13 +279,28 @@ def test_a_damaged_event_is_sent_as_a_stub_and_the_stream_goes_on(
 def test_an_event_too_large_for_the_store_costs_the_event(
     make: Callable[..., Supervisor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def never(*_: object) -> None:
+    def never(*_: object, minor: bool) -> None:
         raise UsageError("can never fit")
 
     supervisor = make()
     monkeypatch.setattr(supervisor.spool, "append", never)
     supervisor._perform(bus.Record("huge", {}))
     assert supervisor.store_faults == {"event-lost": 1}
+
+
+def test_what_telemetry_tells_anyway_is_written_with_the_next_event_and_at_the_end(
+    make: Callable[..., Supervisor],
+) -> None:
+    supervisor = make()
+    last = supervisor.spool.last_seq
+    supervisor._perform(bus.Record("budget-changed", {}))
+    assert supervisor.spool.last_seq == last
+    supervisor._perform(bus.Record("swapped", {}))
+    assert supervisor.spool.last_seq == last + 2
+    supervisor._perform(bus.Record("budget-changed", {}))
+    supervisor._settle_events()
+    assert supervisor.spool.last_seq == last + 3
+    assert supervisor.inputs[-1] == bus.Stored(supervisor.spool.first_seq, last + 3)
 
 
 def test_readiness_is_repeated_until_the_service_manager_took_it(
