@@ -196,21 +196,30 @@ def ladder(table: Prices, *, free: bool) -> tuple[Choice, ...]:
     return tuple(steps)
 
 
-def floor(steps: Sequence[Choice]) -> int:
+def floor(steps: Sequence[Choice], table: Prices) -> int:
     """The step below which scarcity alone pushes nobody.
 
     Args:
         steps: of `ladder`.
+        table: of the acting network.
 
     Returns:
-        Index of the cheapest that decides at every tick; of the cheapest where none does.
+        Index of the cheapest that decides at every tick, or brings at least as much as the cheapest that does; of the
+        cheapest where none does.
 
     Raises:
         nothing.
     Source:
-        as `policy.frontier.pick`: to act blindly for several ticks has to be wanted.
+        as `policy.frontier.pick`: to act blindly for several ticks has to be wanted, unless it was measured to be both
+        cheaper and better than to look at each.
     """
-    return next((i for i, step in enumerate(steps) if step.repeat == 1), 0)
+    looking = [each for each in table.points if each.repeat == 1]
+    least = min(looking, key=lambda each: each.ops_frac).return_frac if looking else None
+
+    def fits(step: Choice) -> bool:
+        return step.repeat == 1 or (least is not None and step.return_frac is not None and step.return_frac >= least)
+
+    return next((i for i, step in enumerate(steps) if fits(step)), 0)
 
 
 def follow(

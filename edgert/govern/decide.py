@@ -4,11 +4,12 @@
 monotone: of two looks at the same state, the hotter, emptier or slower one never buys more of anything.
 
 **What gives way, in this order.** Safety bands (heat, charge, memory, supply voltage) come first and are never traded.
-Then the deadline. Then energy. Then the wanted return. Within what these leave, `goals.priorities` are served strictly
-one after the other: with the return first, training gets energy once the best return is paid for, and not before. So
-when things get scarce, work for the last priority goes first, then that for the one before it, then depth is given up
-step by step down to `min_return_frac`; where that is not enough, `min_return_frac` itself; at the cheapest point
-nothing is left to give, and the goal is named as unmet. The first exit is never forbidden.
+Then the deadline, by what decisions should take and by the misses that were counted (`missed`). Then energy. Then the
+wanted return. Within what these leave, `goals.priorities` are served strictly one after the other: with the return
+first, training gets energy once the best return is paid for, and not before. So when things get scarce, work for the
+last priority goes first, then that for the one before it, then depth is given up step by step down to
+`min_return_frac`; where that is not enough, `min_return_frac` itself; at the cheapest point nothing is left to give,
+and the goal is named as unmet. The first exit is never forbidden.
 
 **Switching.** Each scarcity has a level of its own: it falls at once, and rises only after it could have for a while on
 end, and to no more than it could have been all that while. Between the two lies a margin, so that noise moves nothing.
@@ -27,6 +28,7 @@ import msgspec
 from edgert.config import Goals, Govern
 from edgert.govern import cost, energy, explain
 from edgert.govern import goals as wants
+from edgert.govern import missed as counts
 from edgert.govern.budget import BUSY_FLOOR_FRAC, allot
 from edgert.govern.cost import Slowdown
 from edgert.govern.estimate import Mean, mix, update
@@ -41,9 +43,10 @@ ENERGY_DWELL_S = 900.0
 YIELD_S, YIELD_DWELL_S = 30.0, 3600.0
 """Training yields where the deadline takes something away for most of so long, not for one stall; and comes back after
 this, since to try costs late decisions."""
-UNABLE_SIGMAS = 1.0
+UNABLE_SIGMAS, GUESSED_SIGMAS, GUESSED_FRAC = 1.0, 2.0, 0.05
 """Standard deviations by which the cheapest must be too dear before the battery is said to be unable to last, which is
-then so five times in six. What is less sure is said at once as well, but as a doubt."""
+then so five times in six; and the same while its power is not known to so small a share. What is less sure is said at
+once as well, but as a doubt."""
 MENDED_S = 600.0
 """What a price is wrong by shows after so long, and is made up for in the time that is left: only of that is a plan for
 the battery unsure."""
@@ -63,6 +66,7 @@ MEMORY_LEFT_BYTES = 32 << 20
 """With less than this to be had, the kernel is about to kill something."""
 PLANNED_FRAC = 0.01
 """Above the critical charge, where a low one begins while a plan makes the battery last."""
+MISSED = "deadline-missed"
 TRIP_MIN_C = 60.0
 """A trip point below this is a fan's, not the clock's."""
 CRITICAL_CLOCK_FRAC = 0.6
@@ -103,7 +107,7 @@ def decide(state: State, setup: Setup, look: Look, now_s: float) -> tuple[State,
     state, table = _believe(state, setup, look, now_s)
     govern, goals = _in_force(setup, look, now_s), setup.goals
     steps = cost.ladder(table, free=wants.stated(goals))
-    top, floor = len(steps) - 1, cost.floor(steps)
+    top, floor = len(steps) - 1, cost.floor(steps, table)
     train_hz, teach_bytes_per_s = _sane(setup.train_steps_hz), _sane(setup.teacher_bytes_per_s)
     bands = allot(
         state.estimate,
@@ -119,26 +123,29 @@ def decide(state: State, setup: Setup, look: Look, now_s: float) -> tuple[State,
     on_time = tuple(_up_to(late(factor), goals.miss_frac, floor) for factor in (2 * SLACK - 1, 1.0))
     if not state.slow.reports:
         on_time = (top, top)  # the actor keeps to its deadline by what it met while it warmed up
+    # A step may cost more than the full network: where nothing is taken away it must not count.
+    capped = [step.ops_frac if state.missed.cap_frac < 1 else 0.0 for step in steps]
     late_frac = mix(state.late_frac, float(on_time[1] < wanted), now_s, YIELD_S)
-    spend = _energy(state, setup, look, steps, wanted, now_s)
+    spend = _energy(state, setup, look, steps, wanted, floor, now_s)
 
     limits: dict[str, tuple[int, int, str, float]] = {
         "bands": (*_banded(bands, steps, table, floor), _first(bands.why, "max_exit", "max_ops_frac"), govern.dwell_s),
         "deadline": (*_pair(on_time), "deadline", govern.dwell_s),
+        "missed": (*_pair([_up_to(capped, state.missed.cap_frac, floor)] * 2), MISSED, 0.0),
         "energy": (*spend.level, spend.reason, ENERGY_DWELL_S),
         "train-energy": (*spend.train, spend.reason, ENERGY_DWELL_S),
         "teach-energy": (*_pair([int(not (spend.unmet or spend.short))] * 2), spend.reason, ENERGY_DWELL_S),
     }
-    own_first = goals.priorities.index("return") < goals.priorities.index("training")
-    late_now = own_first and (late_frac.mean or 0.0) > 0.5
+    late_now = _own_first(goals) and (late_frac.mean or 0.0) > 0.5
     for name, (bad, reason, dwell_s) in {
         "yield": (late_now, "deadline", YIELD_DWELL_S),
+        "yield-missed": (state.missed.yields, MISSED, 0.0),
         **_gates(state, setup, look, govern.dwell_s),
     }.items():
         limits[name] = (int(not bad), int(not bad), reason, dwell_s)
     held = {name: _hold(state.held.get(name), *limit, now_s) for name, limit in limits.items()}
 
-    ladder_of = {name: held[name] for name in ("bands", "deadline", "energy")}
+    ladder_of = {name: held[name] for name in ("bands", "deadline", "missed", "energy")}
     level = min(wanted, *(each.level for each in ladder_of.values()))
     point_why = next((each.reason for each in ladder_of.values() if each.level == level < min(top, wanted)), "ok")
     if level == wanted < top:
@@ -188,6 +195,7 @@ def decide(state: State, setup: Setup, look: Look, now_s: float) -> tuple[State,
         state,
         held=held,
         late_frac=late_frac,
+        used_frac=choice.ops_frac,
         infeasible=spend.unmet == "until-infeasible",
         short=spend.short,
         verdicts=verdicts,
@@ -207,7 +215,8 @@ def _believe(state: State, setup: Setup, look: Look, now_s: float) -> tuple[Stat
     if state.prices is None:
         state = replace(state, late_frac=Mean(0.0, 0.0, YIELD_S, now_s))
     if state.prices is None or state.prices.exits_s != table.exits_s:
-        state = replace(state, slow=Slowdown(spread_frac=table.spread_frac), use=replace(state.use, factor=Mean()))
+        use = replace(state.use, factor=Mean())
+        state = replace(state, slow=Slowdown(spread_frac=table.spread_frac), use=use, missed=counts.Missed())
     if state.prices is not None and state.prices.points != table.points:
         state = replace(state, held={})
     load_frac = _finite(readings.load_frac, stale_s)
@@ -226,7 +235,10 @@ def _believe(state: State, setup: Setup, look: Look, now_s: float) -> tuple[Stat
     )
     drawn = 0.0 if readings.external_power or load_frac is None else energy.watts(power, load_frac)[0]
     known = state.charge_frac if readings.has_battery else Mean()
-    charge = energy.follow_charge(known, charge_frac, drawn, setup.supply, now_s)
+    charge = energy.follow_charge(
+        known, charge_frac, drawn, setup.supply, now_s, charging=readings.external_power is True
+    )
+    jumped = charge.mean is not None and charge_frac is not None and abs(charge_frac - charge.mean) > energy.STEP_FRAC
     news, more = _is_news(state.actor, actor), _is_news(state.trainer, trainer)
     slow = cost.follow(state.slow, table, state.actor if news else None, actor if news else None, now_s)
     use = energy.follow_use(
@@ -250,9 +262,20 @@ def _believe(state: State, setup: Setup, look: Look, now_s: float) -> tuple[Stat
         state,
         estimate=estimate,
         slow=slow,
+        missed=counts.follow(
+            state.missed,
+            state.actor,
+            actor if news else None,
+            allowed_frac=setup.goals.miss_frac,
+            used_frac=state.used_frac,
+            trains=_own_first(setup.goals) and state.budget is not None and state.budget.train_steps_hz > 0,
+            dwell_s=setup.govern.dwell_s,
+            now_s=now_s,
+        ),
         power=power,
         use=use,
         charge_frac=charge,
+        jumped_s=now_s if jumped else state.jumped_s,
         loss_frac=mix(state.loss_frac, _finite(readings.link_loss_frac, stale_s), now_s, 60.0),
         capacity_bytes_per_s=mix(state.capacity_bytes_per_s, _finite(readings.link_bytes_per_s, stale_s), now_s, 300.0),
         rtt_s=mix(state.rtt_s, _finite(readings.link_rtt_s, stale_s), now_s, 60.0),
@@ -310,6 +333,10 @@ def _in_force(setup: Setup, look: Look, now_s: float) -> Govern:
 
 def _deadline_s(setup: Setup, table: Prices) -> float:
     return _sane(setup.goals.deadline_s) or _sane(setup.deadline_s) or 0.8 / max(table.rate_hz, 1e-3)
+
+
+def _own_first(goals: Goals) -> bool:
+    return goals.priorities.index("return") < goals.priorities.index("training")
 
 
 def _wanted(steps: Sequence[Choice], goals: Goals) -> int:
@@ -388,10 +415,12 @@ def _gates(state: State, setup: Setup, look: Look, dwell_s: float) -> dict[str, 
     }
 
 
-def _energy(state: State, setup: Setup, look: Look, steps: Sequence[Choice], wanted: int, now_s: float) -> _Energy:
+def _energy(
+    state: State, setup: Setup, look: Look, steps: Sequence[Choice], wanted: int, floor: int, now_s: float
+) -> _Energy:
     """What the energy goals leave, as levels of the ladder and of training."""
     goals, supply, top = setup.goals, setup.supply, len(steps) - 1
-    lowest = min(_enough(steps, goals), cost.floor(steps)) if goals.min_return_frac else cost.floor(steps)
+    lowest = min(_enough(steps, goals), floor) if goals.min_return_frac else floor
     left = _until_s(setup, look, now_s)
     charge_frac, read_frac = state.charge_frac.mean, state.estimate.battery_frac.value
     plan_w, _ = wants.spendable_w(supply, charge_frac, left)
@@ -414,7 +443,7 @@ def _energy(state: State, setup: Setup, look: Look, steps: Sequence[Choice], wan
                     return False
         return True
 
-    first = goals.priorities.index("return") < goals.priorities.index("training")
+    first = _own_first(goals)
     levels, parts = [], []
     for slack in (SLACK, 1.0):
         base = 0 if first else SHARES
@@ -431,8 +460,11 @@ def _energy(state: State, setup: Setup, look: Look, steps: Sequence[Choice], wan
     if left < math.inf and charge_frac is not None and read_frac is not None:
         # A gauge that has jumped away from what was drawn may lie: by so much the charge is not known.
         _, most_w = wants.spendable_w(supply, charge_frac + abs(read_frac - charge_frac), left)
-        lasts_s = _over(min(charge_frac, read_frac) * supply.capacity_j, cheapest_w)
-        if again * cheapest_w - UNABLE_SIGMAS * std_w > most_w:
+        lasts_s = _over(max(0.0, min(charge_frac, read_frac) - supply.reserve_frac) * supply.capacity_j, cheapest_w)
+        gauge_w = energy.CHARGE_STD_FRAC * supply.capacity_j / max(left, wants.SOON_S)
+        sigmas = UNABLE_SIGMAS if std_w <= GUESSED_FRAC * cheapest_w else GUESSED_SIGMAS
+        calm = state.jumped_s is None or not 0 <= now_s - state.jumped_s < energy.CHARGE_S
+        if (calm or state.infeasible) and again * cheapest_w - sigmas * math.hypot(std_w, gauge_w) > most_w:
             unmet = "until-infeasible"
     if not unmet and wants.above(now_w, cap_w, state.verdicts):
         unmet = "goal-power-unmet"
@@ -456,7 +488,11 @@ def _training(bands: Budget, held: dict[str, Held], train_hz: float) -> tuple[fl
         (bands.train_steps_hz / train_hz if train_hz > 0 else 0.0, bands.why["train_steps_hz"]),
         (held["train-energy"].level / SHARES, held["train-energy"].reason),
         *((0.0, held[name].reason) for name in ("under-voltage", "memory", "goal-memory") if not held[name].level),
-        *((BUSY_FLOOR_FRAC, held[name].reason) for name in ("throttled", "yield") if not held[name].level),
+        *(
+            (BUSY_FLOOR_FRAC, held[name].reason)
+            for name in ("throttled", "yield", "yield-missed")
+            if not held[name].level
+        ),
     ]
     share, reason = min(found, key=lambda each: each[0])
     return share, reason if share < 1 and train_hz > 0 else "ok"

@@ -37,11 +37,14 @@ STEP_S = 0.01
 OVERHEAD_S = 1e-3
 """CPU seconds of a tick besides the network, before one was measured (ours)."""
 REPORT_MIN_S = 0.2
+NO_W = 1e-6
+"""No board draws less: it would last for ever, and the square of its doubt is no number."""
 ASSUMED = "assumed"
 FULL_J = (360.0, 3.6e7)
 """Energy that a battery of such a machine can hold: 0.1 Wh to 10 kWh. Others are wrong units."""
-CHARGE_S = 300.0
-"""How slowly the charge follows its gauge."""
+CHARGE_S, CHARGE_FRAC_PER_S = 300.0, 1e-4
+"""How slowly the charge follows its gauge, and how fast it does at most: a gauge that lies for ten minutes moves it by
+0.06, one that was set right by a fifth is followed in about half an hour."""
 
 Source = Literal["model", "gauge", "battery"]
 
@@ -263,7 +266,9 @@ def follow_power(
     return msgspec.structs.replace(power, since_s=now_s, since_frac=charge_frac, load_s=0.0)
 
 
-def follow_charge(charge: Mean, read_frac: float | None, drawn_w: float, supply: Supply, now_s: float) -> Mean:
+def follow_charge(
+    charge: Mean, read_frac: float | None, drawn_w: float, supply: Supply, now_s: float, *, charging: bool = False
+) -> Mean:
     """The charge between the per cents that a gauge counts in.
 
     Args:
@@ -272,6 +277,7 @@ def follow_charge(charge: Mean, read_frac: float | None, drawn_w: float, supply:
         drawn_w: by the board since the last look; 0 while it is charged.
         supply: with the capacity.
         now_s: monotonic time.
+        charging: what flows in is not known, so the gauge is followed wherever it goes.
 
     Returns:
         What is believed now; nothing where nothing was ever read. While the gauge is silent, what is drawn counts.
@@ -280,7 +286,8 @@ def follow_charge(charge: Mean, read_frac: float | None, drawn_w: float, supply:
     Raises:
         nothing.
     Source:
-        an observer: what was drawn is subtracted, and the rest follows the gauge, as coulomb counters do it (ours).
+        an observer: what was drawn is subtracted, and the rest follows the gauge, as coulomb counters do it; its pull
+        is bounded as in Huber 1964, Robust estimation of a location parameter, section 1 (ours).
     """
     if charge.mean is None:
         return mix(charge, read_frac, now_s, CHARGE_S)
@@ -288,7 +295,11 @@ def follow_charge(charge: Mean, read_frac: float | None, drawn_w: float, supply:
     counted = msgspec.structs.replace(charge, mean=max(0.0, charge.mean - spent_frac))
     if read_frac is None:
         return msgspec.structs.replace(counted, at_s=max(now_s, charge.at_s))
-    return mix(counted, read_frac, now_s, CHARGE_S)
+    followed, most_frac = mix(counted, read_frac, now_s, CHARGE_S), CHARGE_FRAC_PER_S * max(0.0, now_s - charge.at_s)
+    if charging or counted.mean is None or followed.mean is None:
+        return followed
+    mean = min(counted.mean + most_frac, max(counted.mean - most_frac, followed.mean))
+    return msgspec.structs.replace(followed, mean=mean)
 
 
 def _fade(power: Power, supply: Supply, elapsed_s: float) -> Power:
@@ -522,7 +533,7 @@ def empty_s(power: Power, supply: Supply, charge_frac: float | None, drawn: tupl
         energy over power; relative variances of a quotient add up to first order.
     """
     mean_w, std_w = drawn
-    if charge_frac is None or not mean_w > 0:
+    if charge_frac is None or not mean_w > NO_W:
         return Figure(source=sourced(power, supply))
     charge_frac = min(1.0, max(0.0, charge_frac))
     mean_s = charge_frac * supply.capacity_j / mean_w

@@ -95,7 +95,8 @@ def _until(state: State, setup: Setup, look: Look, now_s: float, unmet: str, sho
     if left is None:
         return Verdict(wanted=wanted, found="time of the day not known", met=None, why="clock-unknown")
     if left <= 0:
-        return Verdict(wanted=wanted, found="over", met=True)
+        counted = " since the start of the machine" if wanted.endswith("h") and not setup.goals_since_s else ""
+        return Verdict(wanted=wanted, found=f"over{counted}", met=True)
     charge = state.estimate.battery_frac.value
     if charge is None:
         return Verdict(wanted=wanted, found="charge not known", met=None, why="battery-unknown")

@@ -115,7 +115,7 @@ def spendable_w(supply: Supply, charge_frac: float | None, last_s: float) -> tup
         last_s: how long it is to last, as `left_s` gives it.
 
     Returns:
-        Watts: to plan by, so that the reserve is left; and the most that could go well, if it is not.
+        Watts, so that the reserve is left: to plan by; and if the gauge were exact.
 
     Raises:
         nothing.
@@ -127,8 +127,9 @@ def spendable_w(supply: Supply, charge_frac: float | None, last_s: float) -> tup
         return math.inf, math.inf
     over_s = max(last_s, SOON_S)
     charge_frac = max(0.0, charge_frac or 0.0)
-    sure_frac = max(0.0, charge_frac - supply.reserve_frac - SURE * CHARGE_STD_FRAC)
-    return sure_frac * supply.capacity_j / over_s, charge_frac * supply.capacity_j / over_s
+    free_frac = max(0.0, charge_frac - supply.reserve_frac)
+    sure_frac = max(0.0, free_frac - SURE * CHARGE_STD_FRAC)
+    return sure_frac * supply.capacity_j / over_s, free_frac * supply.capacity_j / over_s
 
 
 def count(carried: Carried | None, clock: Clock | None, more_bytes: int) -> Carried:

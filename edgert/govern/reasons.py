@@ -86,6 +86,11 @@ REASONS: dict[str, Reason] = {
         "one was chosen, and training yields.",
         "Find who slows the board; a later goals.deadline_s; a faster runtime (`edgert policy bench`).",
     ),
+    "deadline-missed": Reason(
+        "More deadlines were missed than goals.miss_frac allows, although the decisions should have been in time: "
+        "training yields, then cheaper settings are in force, a step back for each half hour without more of it.",
+        "Find who takes the processor away (`top`); give edgert a higher priority; a larger goals.miss_frac.",
+    ),
     "goal-power": Reason(
         "A dearer setting, or more training, would draw more than goals.max_power_w.", "A larger goal."
     ),
@@ -105,8 +110,8 @@ REASONS: dict[str, Reason] = {
         "Set the clock (NTP, RTC), or say hours (`6.5 h`).",
     ),
     "until-infeasible": Reason(
-        "Even the cheapest setting empties the battery before goals.last_until: the cheapest is in force, without "
-        "training and asking.",
+        "Even the cheapest setting reaches the reserve (govern.battery_critical_frac) before goals.last_until: the "
+        "cheapest is in force, without training and asking.",
         "Charge, state an earlier time, or switch off what else runs on the board.",
     ),
     "until-uncertain": Reason(
@@ -125,7 +130,7 @@ REASONS: dict[str, Reason] = {
     ),
     "goal-return-unknown": Reason(
         "Nobody measured the return of the acting network, as it learned here: no frontier, no figure.",
-        "`edgert export` on a workstation measures a frontier.",
+        "`python -m tools.export` on a workstation measures a frontier.",
     ),
     "goal-deadline-unmet": Reason(
         "More deadlines are missed than goals.miss_frac allows, or would be even at the cheapest setting.",

@@ -10,6 +10,7 @@ from edgert.govern.cost import Slowdown
 from edgert.govern.energy import Power, Supply, Use, board_w, model
 from edgert.govern.estimate import Estimate, Figure, Mean
 from edgert.govern.goals import Verdict
+from edgert.govern.missed import Missed
 from edgert.values import ActorReport, Budget, Carried, Choice, Clock, Prices, Readings, TrainerReport
 
 
@@ -83,8 +84,11 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
         power: what it draws; None before the first look.
         use: who uses the processor.
         charge_frac: of the battery, between what its gauge says; nothing without one.
+        jumped_s: when the gauge last told another charge than what was drawn explains; None when it never did.
         loss_frac, capacity_bytes_per_s, rtt_s: of the link.
         late_frac: share of the looks, lately, at which the deadline took something away.
+        missed: what counted misses have led to.
+        used_frac: work of a tick at the setting in force, as a share of the full network's.
         held: name of a scarcity -> its level.
         prices: that `slow` and `held` are about.
         actor, actor_s, trainer, trainer_s: the last reports, and when they came.
@@ -101,10 +105,13 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     power: Power | None = None
     use: Use = Use()
     charge_frac: Mean = Mean()
+    jumped_s: float | None = None
     loss_frac: Mean = Mean()
     capacity_bytes_per_s: Mean = Mean()
     rtt_s: Mean = Mean()
     late_frac: Mean = Mean()
+    missed: Missed = Missed()
+    used_frac: float = 1.0
     held: dict[str, Held] = {}
     prices: Prices | None = None
     actor: ActorReport | None = None

@@ -8,6 +8,7 @@ What is real is the governor, and the bundle with its frontier.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -47,7 +48,8 @@ NICE_WEIGHT, TRAIN_WEIGHT = 1024.0, 15.0
 """Of the scheduler: nice 0, and nice 19 (kernel/sched/core.c, sched_prio_to_weight)."""
 ASK_FRAC = 0.7
 """Share of the teacher's bytes that is used."""
-BUNDLE = Path(__file__).parents[2] / "models" / "breakout.edgert"
+_CHECKOUT = Path(__file__).parents[2] / "models" / "breakout.edgert"
+BUNDLE = _CHECKOUT if _CHECKOUT.exists() else Path(sys.prefix) / "share/edgert/models/breakout.edgert"
 OPS_PER_CYCLE, GENERIC_HZ = 3.0, 1.5e9
 """What one core does of an int8 network a cycle, about: an A53 somewhat less, an A76 twice as much (ours)."""
 

@@ -116,7 +116,19 @@ def test_the_ladder_holds_what_nothing_beats() -> None:
     assert [step.point for step in cost.ladder(unmeasured, free=False)] == [0, 1, None]
     bare = msgspec.structs.replace(TABLE, points=())
     assert [(step.max_exit, step.ops_frac) for step in cost.ladder(bare, free=True)] == [(0, 0.5), (1, 1.0)]
-    assert cost.floor(cost.ladder(TABLE, free=True)) == 1 and cost.floor(POINTS[:1]) == 0
+    assert cost.floor(cost.ladder(TABLE, free=True), TABLE) == 1 and cost.floor(POINTS[:1], TABLE) == 0
+
+
+def test_to_hold_an_action_is_no_last_resort_where_it_was_measured_to_be_cheaper_and_better() -> None:
+    """All that decides at every tick and is cheaper than the full network is worse than the setting that holds."""
+    held = Choice(point=0, max_exit=1, ops_frac=0.1, shares=(0.5, 0.0), repeat=2, return_frac=0.9)
+    poor = Choice(point=1, max_exit=1, ops_frac=0.2, shares=(1.0, 0.0), return_frac=0.8)
+    full = Choice(point=2, max_exit=1, ops_frac=1.0, shares=(0.0, 1.0), return_frac=1.0)
+    table = msgspec.structs.replace(TABLE, points=(held, poor, full), own=full)
+    steps = cost.ladder(table, free=True)
+    assert [step.point for step in steps] == [0, 2] and cost.floor(steps, table) == 0
+    worse = msgspec.structs.replace(table, points=(msgspec.structs.replace(held, return_frac=0.7), poor, full))
+    assert cost.floor(cost.ladder(worse, free=True), worse) == 1
 
 
 def test_prices_measured_here_beat_those_of_the_bundle() -> None:

@@ -261,14 +261,15 @@ def test_infeasible_is_said_at_once_and_not_taken_back_for_a_trifle() -> None:
     state, budget = decide(state, of, look(battery_frac=Reading(0.89)), 1000.0)
     now_s = 1000.0
     while state.verdicts["until"].met is not False:
-        charge = (state.estimate.battery_frac.value or 0.0) - 0.07
+        charge = (state.estimate.battery_frac.value or 0.0) - 0.04
         assert charge > 0.1
         now_s += 1000.0
         state, budget = decide(state, of, look(battery_frac=Reading(charge)), now_s)
     assert (budget.point, budget.train_steps_hz, budget.teacher_bytes_per_s) == (1, 0.0, 0.0)
     state, _ = decide(state, of, look(battery_frac=Reading(charge + 0.011)), now_s + 1000.0)
     assert state.verdicts["until"].met is False
-    state, _ = decide(state, of, look(battery_frac=Reading(charge + 0.3)), now_s + 2000.0)
+    for minute in range(60):
+        state, _ = decide(state, of, look(battery_frac=Reading(charge + 0.3)), now_s + 2000.0 + 60.0 * minute)
     assert state.verdicts["until"].met is True
 
 
@@ -281,8 +282,9 @@ def test_a_gauge_that_is_silent_or_lies_is_no_empty_battery() -> None:
     assert state.verdicts["until"].why == "battery-unknown" and budget.point == 1
     state, _ = after(*looks, *[look(battery_frac=Reading(0.0008))] * 30, of=of)
     assert state.verdicts["until"].why == "until-uncertain"
-    state, _ = after(*looks, *[look(battery_frac=Reading(0.0008))] * 30, of=of, every_s=60.0)
-    assert state.verdicts["until"].why == "until-infeasible", "half an hour later it is no lie"
+    half = [look(battery_frac=Reading(0.5))]
+    state, _ = after(*half, *[look(battery_frac=Reading(0.0008))] * 60, of=of, every_s=60.0)
+    assert state.verdicts["until"].why == "until-infeasible", "an hour later it is no lie"
     state, _ = after(look(battery_frac=Reading(0.08)), of=of)
     assert state.verdicts["until"].why == "until-infeasible", "who begins with it is told at once"
 
@@ -324,6 +326,23 @@ def test_one_stall_and_a_start_without_reports_take_no_training_away() -> None:
     stall = look(actor=report(800, 800, 800, factor=1.02))
     state, budget = after(*calm, stall, of=tight)
     assert budget.train_steps_hz == 20.0 and state.slow.mean > 1.2
+
+
+def test_misses_that_latencies_do_not_explain_take_training_first_and_then_depth() -> None:
+    """Each answer is in time by what it took, and each second one tick is missed."""
+    of = setup(min_return_frac=0.1)
+    looks = [look(actor=report(10 * i, 5 * i, 5 * i, missed=max(0, i - 60))) for i in range(1, 300)]
+    state, told = State(), []
+    for second, seen in enumerate(looks):
+        state, budget = decide(state, of, seen, float(second))
+        told.append(budget)
+    assert told[60].point == 5 and told[60].train_steps_hz == 20.0
+    yields = next(i for i, each in enumerate(told) if each.why["train_steps_hz"] == "deadline-missed")
+    cheaper = next(i for i, each in enumerate(told) if each.why["point"] == "deadline-missed")
+    assert 60 < yields < cheaper and told[yields].point == 5 and told[yields].train_steps_hz == 5.0
+    points = [each.point for each in told]
+    assert points == sorted(points, reverse=True) and points[-1] == 1, "down to the first exit, and no further"
+    assert state.verdicts["deadline"].why == "goal-deadline-unmet"
 
 
 def test_bytes_of_the_day_outlive_a_restart_and_end_with_the_day() -> None:

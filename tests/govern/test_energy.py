@@ -130,6 +130,7 @@ def test_time_to_empty_is_energy_over_power() -> None:
     assert figure.mean == pytest.approx(9000.0)
     assert figure.std == pytest.approx(9000 * math.hypot(0.1, 0.02))
     assert energy.empty_s(power, SUPPLY, None, (2.0, 0.2)).mean is None
+    assert energy.empty_s(power, SUPPLY, 0.5, (1e-300, 1.0)).mean is None, "no board draws nothing"
 
 
 def test_the_whole_board_is_acting_training_and_everybody_else() -> None:
@@ -153,6 +154,20 @@ def test_the_charge_is_known_between_the_per_cents_of_its_gauge() -> None:
     assert silent.mean == pytest.approx(charge.mean - 0.1), "3,600 J of 36,000"
     assert energy.follow_charge(silent, None, 3.0, SUPPLY, 1e9).mean == 0.0
     assert energy.follow_charge(Mean(), None, 3.0, SUPPLY, 3001.0).mean is None
+
+
+def test_a_gauge_that_lies_for_ten_minutes_moves_the_charge_a_little_and_a_charger_is_followed() -> None:
+    charge = Mean()
+    for second in range(600):
+        charge = energy.follow_charge(charge, 0.5, 0.0, SUPPLY, float(second))
+    lied, fed = charge, charge
+    for second in range(600, 1200):
+        lied = energy.follow_charge(lied, 0.0005, 0.0, SUPPLY, float(second))
+        fed = energy.follow_charge(fed, 0.9, 0.0, SUPPLY, float(second), charging=True)
+    assert lied.mean == pytest.approx(0.44, abs=1e-3) and fed.mean is not None and fed.mean > 0.8
+    for second in range(1200, 6600):
+        lied = energy.follow_charge(lied, 0.0005, 0.0, SUPPLY, float(second))
+    assert lied.mean is not None and lied.mean < 0.03, "after an hour and a half it was no lie"
 
 
 def said(text: str, hardware: BoardFile | None = None, full_j: float | None = None) -> tuple[float, float, float, str]:

@@ -37,7 +37,7 @@ def test_a_time_of_the_day_needs_a_clock_and_hours_do_not() -> None:
 def test_the_power_that_lasts_leaves_the_reserve_and_the_doubt() -> None:
     supply = Supply(capacity_j=36_000.0, reserve_frac=0.05)
     plan_w, most_w = wants.spendable_w(supply, 0.55, 3600.0)
-    assert most_w == pytest.approx(5.5) and plan_w == pytest.approx((0.5 - 0.01282) * 10)
+    assert most_w == pytest.approx(5.0) and plan_w == pytest.approx((0.5 - 0.01282) * 10)
     assert wants.spendable_w(supply, None, 3600.0) == (0.0, 0.0)
     assert wants.spendable_w(supply, 0.5, math.inf) == (math.inf, math.inf)
     assert wants.spendable_w(supply, 0.5, 0.0)[0] < math.inf

@@ -27,7 +27,7 @@ from tools.train import commit
 
 RESULTS = Path(__file__).parents[1] / "results"
 MODELS = Path(__file__).parents[3] / "models"
-BUNDLES = ("drone", "pong", "breakout")
+BUNDLES = ("drone", "pong", "breakout", "space_invaders")
 BOARDS = (
     "raspberry-pi-3b-plus",
     "raspberry-pi-4",
@@ -44,7 +44,16 @@ def parse(argv: list[str]) -> argparse.Namespace:
     """Understand the command line."""
     parser = argparse.ArgumentParser(prog="python -m tools.bench govern", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a few traces and one short real run; about a minute")
+    parser.add_argument(
+        "--set",
+        choices=("look", "report"),
+        default="report",
+        help="seeds to look at while something is changed, or those that are reported (report)",
+    )
     parser.add_argument("--no-real", action="store_true", help="simulate only")
+    parser.add_argument(
+        "--real-of", type=Path, metavar="FILE", help="simulate, and take the real run from this earlier result"
+    )
     parser.add_argument("--controllers", nargs="+", metavar="NAME", help="only these")
     parser.add_argument("--kinds", nargs="+", metavar="KIND", help="only traces of these kinds")
     parser.add_argument("--seconds", type=float, default=40.0, help="of each arm of the real run (40)")
@@ -77,6 +86,19 @@ def energy_ratios(manifests: Sequence[Manifest], model: Model) -> list[dict[str,
     return found
 
 
+def earlier(path: Path) -> dict[str, Any]:
+    """The real run of an earlier result, with the commit that it was measured at.
+
+    Raises:
+        UsageError: that is no result with a real run.
+    """
+    try:
+        document = json.loads(path.read_text())
+        return {"commit": document["commit"], **document["real"], "arms": document["real"]["arms"]}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UsageError(f"--real-of {path}: no result with a real run: {error!r}") from error
+
+
 def main(argv: list[str]) -> int:
     """Simulate, measure, write, print."""
     args = parse(argv)
@@ -104,7 +126,11 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
         raise UsageError(f"no controller {', '.join(unknown)}: choose among {', '.join(CONTROLLERS)}")
     manifests = [bundle.read((args.models / f"{name}.edgert").read_bytes()).manifest for name in BUNDLES]
     boards = [board_model(name)[0] for name in BOARDS]
-    wanted = [each for each in cases(manifests, boards, quick=args.quick) if not args.kinds or each.kind in args.kinds]
+    wanted = [
+        each
+        for each in cases(manifests, boards, seeds=args.set, quick=args.quick)
+        if not args.kinds or each.kind in args.kinds
+    ]
     if not wanted:
         raise UsageError(f"no trace of {', '.join(args.kinds)}")
     rows: list[Row] = []
@@ -117,11 +143,13 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
                 draw.timeline(case, shown, args.out)
         told = "; ".join(f"{row.controller} {row.return_frac:.3f}" for row in rows[-len(names) :])
         print(f"{time.monotonic() - began_s:5.0f} s  {case.name:<14} {told}", flush=True)
-    calm = steady(manifests, boards)
+    calm = steady(manifests, boards, seeds=args.set)
     restless = [play(case, "ours") for case in (calm[:3] if args.quick else calm)]
     quiet = energy_ratios(manifests, boards[1])
     measured: dict[str, Any] = {}
-    if not args.no_real:
+    if args.real_of:
+        measured = earlier(args.real_of)
+    elif not args.no_real:
         arms = ["ours"] if args.quick else list(real.ARMS)
         seconds, rounds = (15.0, 1) if args.quick else (args.seconds, args.rounds)
         measured = real.arms(seconds, rounds, arms, args.cores)
@@ -130,6 +158,7 @@ def run(args: argparse.Namespace, argv: list[str]) -> int:
         "commit": commit(),
         "machine": f"{platform.machine()}, Python {platform.python_version()}",
         "how": " ".join(summary.HOW.split()),
+        "seeds": args.set,
         "traces": len(wanted),
         "summary": summary.of(rows, restless, quiet, measured, real.probe(8.0 if args.quick else 30.0)),
         "real": measured,

@@ -21,6 +21,9 @@ from edgert.ports.board.physics import Model
 from edgert.ports.board.scenario import Row, Scenario, load, make
 from edgert.programs.sim import REST_CORES, Workload
 
+SETS = {"look": "", "report": "report: "}
+"""Seeds to look at while something is being changed, and seeds that are only reported: what is chosen by the first is
+judged by the second."""
 RECORDED = Path(__file__).parents[3] / "tests" / "traces"
 SIZES = (0.05, 0.6)
 """Share of one core that the full network keeps busy at the full clock; drawn evenly in its logarithm."""
@@ -138,22 +141,25 @@ def _day(rng: random.Random, model: Model, work: Workload, hours: float, until_s
     return msgspec.structs.replace(power, name="day", rows=tuple(rows), capacity_j=round(capacity_j, 1))
 
 
-def cases(manifests: Sequence[Manifest], boards: Sequence[Model], *, quick: bool = False) -> list[Case]:
+def cases(manifests: Sequence[Manifest], boards: Sequence[Model], *, seeds: str, quick: bool = False) -> list[Case]:
     """All traces, or a few of each kind.
 
     Args:
         manifests: of the bundles.
         boards: to draw from.
+        seeds: a key of `SETS`. Recorded traces were looked at, and are no part of "report".
         quick: fewer and shorter.
     """
-    counts = {"heat": 5, "battery": 7, "scarce": 3, "faults": 3, "load": 4, "link": 3, "day": 3}
+    counts = {"heat": 5, "battery": 7, "scarce": 6, "faults": 4, "load": 6, "link": 3, "day": 4}
     hours = 6.0
     if quick:
         counts, hours = dict.fromkeys(counts, 1) | {"battery": 2}, 3.0
     found = []
     for kind, count in counts.items():
         for seed in range(count):
-            found.append(case(kind, seed, manifests, boards, hours=hours))
+            found.append(case(kind, seed, manifests, boards, hours=hours, seeds=seeds))
+    if seeds == "report":
+        return found
     for path in sorted(RECORDED.glob("*.csv"))[: 1 if quick else None]:
         rng = random.Random(path.stem)
         model, work = _drawn(rng, manifests, boards)
@@ -174,9 +180,17 @@ def wanted(until_s: float) -> Goals:
     return Goals(min_return_frac=RETURN_FRAC, miss_frac=MISS_FRAC, last_until=until)
 
 
-def case(kind: str, seed: int, manifests: Sequence[Manifest], boards: Sequence[Model], *, hours: float = 8.0) -> Case:
+def case(
+    kind: str,
+    seed: int,
+    manifests: Sequence[Manifest],
+    boards: Sequence[Model],
+    *,
+    hours: float = 8.0,
+    seeds: str = "look",
+) -> Case:
     """One made trace; equal arguments give equal ones."""
-    rng = random.Random(f"{kind} {seed}")
+    rng = random.Random(f"{SETS[seeds]}{kind} {seed}")
     model, work = _drawn(rng, manifests, boards)
     period_s, until_s = 5.0, 0.0
     drawn = rng.randrange(1 << 30)
@@ -200,13 +214,13 @@ def case(kind: str, seed: int, manifests: Sequence[Manifest], boards: Sequence[M
     return Case(f"{kind} {seed}", kind, model, scenario, work, goals, hours * 3600, period_s, until_s, seed)
 
 
-def steady(manifests: Sequence[Manifest], boards: Sequence[Model]) -> list[Case]:
+def steady(manifests: Sequence[Manifest], boards: Sequence[Model], *, seeds: str) -> list[Case]:
     """Conditions that do not change but for noise, right where a controller would like to switch."""
     found = []
     hours = 3.0
     for k, manifest in enumerate(manifests):
         model, work = boards[k % len(boards)], sized(manifest, 0.3, 0.5)
-        rng = random.Random(f"steady {k}")
+        rng = random.Random(f"{SETS[seeds]}steady {k}")
         rest_c = sum(model.r_c_per_w) * (model.idle_w + 0.5 * model.busy_w_per_core)
         warm = tuple(
             Row(t_s=60.0 * n, ambient_c=model.hot_c - 3.0 - rest_c + rng.gauss(0, 0.7)) for n in range(int(60 * hours))
