@@ -132,6 +132,24 @@ def step(device: Device, event: bus.Input | bus.FleetInput, now_s: float) -> tup
     return device, effects
 
 
+def again(device: Device) -> tuple[Device, list[bus.Effect]]:
+    """Somebody lost sight of the device: everything that the broker keeps of it is said anew.
+
+    Args:
+        device: the state before.
+
+    Returns:
+        The state after, and what to publish.
+
+    Raises:
+        nothing.
+    Source:
+        ours: what a new connection says anyway.
+    """
+    duties, effects = fleet.link_up(device.duties, _context(device.world, device.config))
+    return msgspec.structs.replace(device, duties=duties), effects
+
+
 def _ours(message: bus.Received) -> wire.Topic | None:
     try:
         topic = wire.parse_topic(message.topic)

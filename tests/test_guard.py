@@ -14,7 +14,7 @@ from edgert import bundle, bus, control, offers, wire
 from edgert import device as devices
 from edgert import guard as guards
 from edgert.config import Config, parse
-from edgert.fleet import fetch, policies, trust, update
+from edgert.fleet import fetch, policies, presence, trust, update
 from edgert.guard import Guard
 from edgert.values import ActorReport, Candidate, Outcome, Stop, Swap, Swapped
 
@@ -84,18 +84,22 @@ class Rig:
         self.events: list[bus.Record] = []
         self.told: list[Outcome] = []
         self.sent: list[bus.Publish] = []
+        self.jobs: dict[str, bytes] = {}
         self.boot()
 
     def boot(self) -> None:
         world = control.open_world(
             CONFIG, task="t", n_exits=2, note=None, stream="s", first=1, last=0, now_s=self.now_s
         )
-        device, _ = devices.open_device(world, {}, {}, {}, {}, self.now_s)
+        device, effects = devices.open_device(world, self.jobs, {}, {}, {}, self.now_s)
         state, faults = policies.open_policies(
             CONFIG, MANIFEST, board=None, keys=self.keys, found=policies.Found(b"", self.seen, self.note)
         )
         assert not faults
         self.guard = Guard(device=device, policies=state, verify=verify)
+        for effect in effects:
+            for told in self.perform(effect):
+                self.step(told)
         self.step(bus.LinkUp())
         self.step(bus.Connected("actor", 7))
 
@@ -122,6 +126,9 @@ class Rig:
                 return [bus.Heard("actor", Swapped(swap.generation, ok, "" if ok else "golden", self.ticks, 0, 0.1))]
             case bus.PolicyDo(do):
                 return [bus.PolicyTold(told) for told in self.do(do)]
+            case bus.WriteJob(id_, body):
+                self.jobs[id_] = body
+                return [bus.JobWritten(id_)]
             case _:
                 pass
         return []
@@ -274,6 +281,175 @@ def test_while_it_is_on_trial_no_candidate_of_the_trainers_takes_its_place_and_n
     assert rig.acting.generation == 6
 
 
+def job_of(rig: Rig, data: bytes, version: int, **more: Any) -> bytes:
+    sha256 = hashlib.sha256(data).hexdigest()
+    rig.files[sha256] = data
+    rig.parts.clear()
+    args = {
+        "sha256": sha256, "size_bytes": len(data), "version": version, "chunk_bytes": 4096, "budget_bytes": 1 << 20,
+        "hashes": fetch.hashes(data, 4096).hex(), **more,
+    }  # fmt: skip
+    return wire.encode(wire.JobOrder(id="j1", kind="update", args=args, issued_s=1.0))
+
+
+def states(rig: Rig) -> list[str]:
+    found = [each for each in rig.sent if each.topic.endswith("/job/state/j1") and each.payload]
+    return [wire.decode(each.payload, wire.JobState)[0].state for each in found]
+
+
+def test_a_job_of_kind_update_takes_a_policy_up_as_an_offer_does() -> None:
+    rig = Rig()
+    rig.receive("d1/job/order/j1", job_of(rig, file_of(3), 3))
+    assert states(rig) == []  # nobody signed it
+    rig.receive("d1/job/order/j1", say(job_of(rig, file_of(3), 3), 2))
+    assert states(rig)[-1] == "running" and rig.document.stage == "trial"
+    rig.play()
+    assert rig.document.stage == "kept" and rig.document.offer is not None and rig.document.offer.id == "j1"
+    assert states(rig)[-1] == "done"
+    rig.receive("d1/job/order/j1", say(job_of(rig, file_of(3), 3), 3))
+    assert states(rig)[-1] == "done" and rig.names().count("update-offered") == 1
+
+
+@pytest.mark.parametrize(
+    ("version", "more", "why"),
+    [(3, {"hashes": "abc"}, "half a byte"), (3, {"hashes": "ab"}, "hashes"), (9, {}, "refused")],
+)
+def test_a_job_whose_policy_is_none_fails_by_name(version: int, more: dict[str, Any], why: str) -> None:
+    rig = Rig()
+    data = bundle.with_signature(file_of(3), b"{}") if version == 9 else file_of(version)
+    rig.receive("d1/job/order/j1", say(job_of(rig, data, version, **more), 2))
+    rig.play(2)
+    assert states(rig)[-1] == "failed"
+    last = [each for each in rig.sent if each.topic.endswith("/job/state/j1")][-1]
+    assert why in wire.decode(last.payload, wire.JobState)[0].why
+
+
+def test_a_cancelled_job_takes_its_policy_back_until_it_acts() -> None:
+    rig = Rig()
+    rig.files[hashlib.sha256(file_of(3)).hexdigest()] = b""
+    order = job_of(rig, file_of(3), 3)
+    rig.files.clear()  # nothing comes
+    rig.do = lambda do: [] if isinstance(do, offers.Ask) else Rig.do(rig, do)  # type: ignore[method-assign]
+    rig.receive("d1/job/order/j1", say(order, 2))
+    assert rig.document.stage == "fetching"
+    rig.receive("d1/job/cancel/j1", say(wire.encode(wire.JobCancel(id="j1", issued_s=2.0)), 3))
+    assert rig.document.stage == "withdrawn" and states(rig)[-1] == "cancelled"
+
+
+def test_an_old_offer_that_the_broker_kept_does_not_end_a_job_that_is_on_its_way() -> None:
+    rig = Rig()
+    rig.offer(file_of(2), 2, "r0")
+    rig.play()
+    assert rig.document.stage == "kept"
+    order = job_of(rig, file_of(3), 3)
+    rig.do = lambda do: [] if isinstance(do, offers.Ask) else Rig.do(rig, do)  # type: ignore[method-assign]
+    rig.receive("d1/job/order/j1", say(order, 2))
+    rig.offer(file_of(1), 1, "r-1")
+    assert rig.document.stage == "fetching" and rig.document.offer is not None and rig.document.offer.id == "j1"
+
+
+@pytest.mark.parametrize("reports", [0, 1, 20, 60])
+def test_a_job_of_kind_update_outlives_a_power_cut_wherever_it_stands(reports: int) -> None:
+    rig = Rig()
+    rig.receive("d1/job/order/j1", say(job_of(rig, file_of(3), 3), 2))
+    rig.play(reports)
+    rig.boot()
+    rig.step(bus.Tick())
+    rig.play()
+    assert rig.document.stage == "kept" and states(rig)[-1] == "done"
+    assert rig.names().count("update-offered") == 1 and rig.names().count("update-kept") == 1
+    assert rig.names().count("job-ended") == 1
+
+
+def test_a_job_that_another_offer_came_before_says_so() -> None:
+    rig = Rig()
+    order = job_of(rig, file_of(3), 3)
+    real = rig.do
+    rig.do = lambda do: [] if isinstance(do, offers.Ask) else real(do)  # type: ignore[method-assign]
+    rig.receive("d1/job/order/j1", say(order, 2))
+    rig.offer(file_of(4), 4, "r4")
+    assert states(rig)[-1] == "failed"
+    rig.do = real  # type: ignore[method-assign]
+
+
+# ---- that it is there
+
+
+def rig_that_tells() -> Rig:
+    rig = Rig()
+    birth = wire.Status(online=True, session="mine")
+    rig.guard = msgspec.structs.replace(rig.guard, herald=presence.Herald(birth=birth))
+    rig.sent.clear()
+    rig.step(bus.LinkDown("x"))
+    rig.step(bus.LinkUp())
+    return rig
+
+
+def births(rig: Rig) -> list[int]:
+    found = [each for each in rig.sent if each.topic == "edgert/v1/f/d1/status/device/-"]
+    assert all(each.retain and each.qos == 1 for each in found)
+    return [wire.decode(each.payload, wire.Status)[0].seq for each in found]
+
+
+def test_the_birth_is_the_first_word_of_each_connection() -> None:
+    rig = rig_that_tells()
+    assert rig.sent[0].topic.endswith("/status/device/-") and births(rig) == [1]
+    rig.step(bus.LinkDown("x"))
+    rig.step(bus.LinkUp())
+    assert births(rig) == [1, 2]
+
+
+def test_a_will_of_an_old_session_is_answered_and_a_clone_is_an_event() -> None:
+    rig = rig_that_tells()
+    rig.now_s += 60.0
+    rig.receive("d1/status/device/-", wire.encode(wire.Status(online=False, session="old")))
+    rig.step(bus.Tick())
+    assert births(rig) == [1, 2]
+    rig.receive("d1/status/device/-", wire.encode(wire.Status(online=True, session="mine", seq=2)))
+    rig.receive("d1/status/device/-", wire.encode(wire.Status(online=True, session="theirs", seq=1)))
+    assert rig.names().count("duplicate-identity") == 1
+    assert rig.guard.device.world.counters["duplicate-identity"] == 1
+    rig.receive("d1/status/device/-", b"\xff")
+    assert rig.guard.device.world.counters["malformed-messages"] == 1
+
+
+def test_who_lost_sight_is_told_everything_unsigned_but_not_often() -> None:
+    rig = rig_that_tells()
+    rig.now_s += 60.0
+    rig.sent.clear()
+    for _ in range(5):
+        rig.receive("d1/cmd/rebirth/-", wire.encode(wire.Rebirth()))
+    kinds = [each.topic.split("/")[4:6] for each in rig.sent]
+    assert kinds == [["status", "device"], ["twin", "reported"], ["policy", "report"]]
+
+
+def test_a_device_that_hears_itself_no_more_makes_another_connection() -> None:
+    rig = rig_that_tells()
+    rig.receive("d1/status/device/-", wire.encode(wire.Status(online=True, session="mine", seq=1)))
+    wanted: list[bus.Effect] = []
+    for _ in range(200):
+        rig.now_s += 10.0
+        rig.guard, effects = guards.step(rig.guard, bus.Tick(), rig.now_s)
+        wanted += [each for each in effects if isinstance(each, bus.Reconnect)]
+    assert len(wanted) == 1 and "deaf" in wanted[0].why
+
+
+def test_the_log_is_shown_to_whom_the_device_believes() -> None:
+    rig = rig_that_tells()
+    shown: list[bus.Effect] = []
+    for payload in (wire.encode(wire.LogsCommand(id="l1", lines=7)), say(wire.encode(wire.LogsCommand(id="l2")), 5)):
+        message = bus.Received("edgert/v1/f/d1/cmd/logs/-", payload, None, False)
+        rig.guard, effects = guards.step(rig.guard, message, rig.now_s)
+        shown += [each for each in effects if isinstance(each, bus.ShowLog)]
+    assert shown == [bus.ShowLog("l2", 50)]
+    for bad in (b"\xff", wire.encode(wire.LogsCommand(id="a/b"))):
+        rig.receive("d1/cmd/logs/-", say(bad, 6))
+    assert rig.guard.device.world.counters["malformed-messages"] >= 1
+
+
+# ---- whom it obeys
+
+
 def test_a_device_with_keys_obeys_no_command_that_is_not_signed() -> None:
     rig = Rig()
     goals = wire.encode(wire.GoalsCommand(id="g1", goals={"least_energy": True}))
@@ -338,13 +514,40 @@ def test_it_listens_to_everything_it_obeys() -> None:
     assert len(filters) == len(set(filters))
 
 
+def test_floods_of_nonsense_are_counted_and_fill_no_store() -> None:
+    rig = Rig()
+    for n in range(500):
+        rig.now_s += 1.0
+        rig.receive("d1/cmd/goals/-", b"\xff")
+        rig.receive("-/policy/keys/9", b"%d" % n)
+    assert rig.guard.policies.refused["unsigned"] == 500
+    assert rig.guard.device.world.counters["malformed-messages"] == 500
+    assert len(rig.events) <= 2 * guards.NOISY_MAX
+    rig.now_s += guards.NOISY_S
+    rig.receive("d1/cmd/goals/-", b"\xff")
+    assert rig.events[-1].detail["left_out_before"] > 300
+
+
 @given(
-    st.sampled_from(["d1/policy/offer/-", "-/policy/keys/7", "-/policy/chunk/x.0", "d1/cmd/goals/-", "d1/job/order/j"]),
+    st.sampled_from(
+        [
+            "d1/policy/offer/-",
+            "-/policy/keys/7",
+            "-/policy/chunk/x.0",
+            "d1/cmd/goals/-",
+            "d1/job/order/j",
+            "d1/twin/desired/-",
+            "d1/status/device/-",
+            "d1/cmd/logs/-",
+            "d1/cmd/rebirth/-",
+        ]
+    ),
     st.binary(max_size=80) | st.just(say(b"\xa1")) | st.binary(max_size=40).map(lambda junk: say(junk, counter=9)),
     st.sampled_from([KEYS, None]),
 )
 def test_no_bytes_break_it(where: str, payload: bytes, keys: wire.KeyList | None) -> None:
     rig = Rig(keys)
+    rig.guard = msgspec.structs.replace(rig.guard, herald=presence.Herald(up=True))
     rig.receive(where, payload)
     rig.step(bus.Tick())
     assert rig.document.stage in ("none", "withdrawn") and rig.acting.generation == 0

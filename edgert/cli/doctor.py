@@ -48,6 +48,19 @@ except (EdgertError, OSError) as error:
     sys.exit(str(error))
 print(len(policy.golden_obs))
 """
+_VARIANT_CHILD = """
+import sys
+from pathlib import Path
+from edgert.errors import EdgertError
+from edgert.ports.variants import read_variant
+try:
+    variant = read_variant(Path(sys.argv[1]), sys.argv[2])
+    runtime = variant.open().runtime if sys.argv[3] == "here" else "elsewhere only"
+except (EdgertError, OSError) as error:
+    sys.exit(str(error))
+best = variant.manifest.accuracy[0]
+print(f"{variant.manifest.name}: {best.metric} {best.value_frac:.1%}{'' if best.measured else ', quoted'}; {runtime}")
+"""
 # As `ports.runtime.PACKAGES`, which cannot be imported where numpy is what is broken.
 _RUNTIMES = {"onnx": "onnxruntime", "litert": "ai_edge_litert", "tflite": "tflite_runtime", "numpy": "numpy"}
 _KERNELS_CHILD = "from edgert import kernels; print(kernels.NATIVE)"
@@ -108,6 +121,7 @@ def examine(path: Path) -> Iterator[Finding]:
         return
     yield Finding("configuration", "ok", f"{path}: device {config.device.id} of fleet {config.device.fleet}")
     yield from _bundle(config)
+    yield from _variants(config)
     yield from _folders(config)
     yield _instance(config)
     checks: list[Callable[[Config], Finding]] = [_sensors, _plant, _broker, _trust]
@@ -193,6 +207,16 @@ def _bundle(config: Config) -> Iterator[Finding]:
             other = "onnx" if kind == "numpy" else "numpy"
             mend = f'set policy.runtime = "{other}", or reinstall the package'
             yield Finding(name, "fail" if used else "warn", said, mend)
+
+
+def _variants(config: Config) -> Iterator[Finding]:
+    if not config.offload.enabled:
+        return
+    for i, each in enumerate(config.offload.variants):
+        where = "here" if each.local else "there"
+        ended_well, said = _child(_VARIANT_CHILD, each.bundle, config.offload.runtime, where)
+        mend = "" if ended_well else f"copy it again, or take it out of offload.variants (number {i + 1})"
+        yield Finding(f"variant {i + 1}", "ok" if ended_well else "fail", said, mend)
 
 
 def _folders(config: Config) -> Iterator[Finding]:

@@ -1,38 +1,30 @@
-"""`edgert fleet twin|job|schedule`: what a device should be, should do, and should do by itself."""
+"""`edgert fleet twin|job|schedule|drain`: what a device should be, do, do by itself, and not begin any more."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import secrets
-import select
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 import msgspec
 
 from edgert import wire
 from edgert.cli import ERROR, NOTHING_TO_DO, OK, RETRY_LATER
-from edgert.cli.key import KEPT_S, WAITING_S, unwrapped, vouched
-from edgert.errors import ConfigError, LinkError, MessageError
+from edgert.cli.talk import Talk, clean, conversation, edit, named, read_toml, shown, table
+from edgert.errors import ConfigError
 from edgert.fleet import ledger, schedule, twin
 from edgert.fleet.kinds import Kind
 from edgert.fleet.schedule import Schedule
 from edgert.fleet.when import When
-from edgert.ports.mqtt import LinkDown, LinkUp, Mqtt, Received
+from edgert.ports.store import store_error
 
-QUIET_S = 1.0
-"""What the broker keeps has come when nothing more comes for so long: MQTT has no word for that."""
-EDITS = 3
-"""Times that a document is written again because somebody else wrote a greater one meanwhile."""
+VERBS = ("twin", "job", "schedule", "drain")
 ENDS = frozenset(state.value for state in ledger.ENDS)
 WAITS = ("received",)
 
@@ -65,6 +57,9 @@ def add(verbs: Any) -> list[argparse.ArgumentParser]:
     start = verb(jobs, "start", "have a device do something")
     start.add_argument("kind", choices=[kind.value for kind in Kind])
     start.add_argument("--arg", nargs="+", default=[], metavar="name=value", help="TOML, such as for_s=600")
+    start.add_argument("--bundle", type=Path, metavar="FILE", help="of `update`: put where devices find it, and meant")
+    start.add_argument("--release", type=int, metavar="N", help="of a bundle that nobody signed (the time)")
+    start.set_defaults(offer=None)
     start.add_argument("--id", help="the job's name for ever; the same one again does nothing twice (drawn)")
     start.add_argument("--valid-s", type=float, help="how long it may wait for its conditions (a day)")
     start.add_argument("--limit-s", type=float, help="patience with it once it runs (the kind's own)")
@@ -78,6 +73,9 @@ def add(verbs: Any) -> list[argparse.ArgumentParser]:
     adding.add_argument("name")
     adding.add_argument("kind", choices=[kind.value for kind in Kind])
     adding.add_argument("--arg", nargs="+", default=[], metavar="name=value", help="of the jobs, TOML")
+    adding.add_argument("--bundle", type=Path, metavar="FILE", help="of `update`: put where devices find it, and meant")
+    adding.add_argument("--release", type=int, metavar="N", help="of a bundle that nobody signed (the time)")
+    adding.set_defaults(offer=None)
     due = adding.add_mutually_exclusive_group(required=True)
     due.add_argument("--cron", help="five fields, such as '0 3 * * *'")
     due.add_argument("--every-s", type=float, help="seconds between two jobs")
@@ -92,6 +90,9 @@ def add(verbs: Any) -> list[argparse.ArgumentParser]:
     adding.add_argument("--not-after-s", type=float, help="Unix time until which it holds")
     adding.add_argument("--limit-s", type=float, help="patience with a job once it runs (the kind's own)")
     _conditions(adding)
+    drain = verb(verbs, "drain", "let a device begin no job any more, and wait until those it runs have ended")
+    drain.add_argument("--undo", action="store_true", help="let it take jobs again")
+    drain.set_defaults(action=None)
     verb(schedules, "list", "what a device does by itself")
     verb(schedules, "remove", "remove a schedule").add_argument("name")
     return parsers
@@ -120,199 +121,53 @@ def run(args: argparse.Namespace) -> int:
         ConfigError: something is wrong with what was asked for.
         LinkError: no broker in time.
     """
-    with _talk(args) as talk:
+    with conversation(args) as talk:
         try:
             match args.verb, args.action:
                 case "twin", "get":
                     return _show_twin(args, *talk.documents())
                 case "twin", _:
-                    changes = _toml(args.setting, "setting")
-                    return _edit(args, talk, lambda settings: _changed(settings, changes, args.unset))
+                    changes = read_toml(args.setting, "setting")
+                    return edit(args, talk, lambda settings: _changed(settings, changes, args.unset))
                 case "job", "start":
                     return _start(args, talk)
                 case "job", "cancel":
-                    cancel = wire.JobCancel(id=_named(args.id), issued_s=time.time())
+                    cancel = wire.JobCancel(id=named(args.id), issued_s=time.time())
                     talk.publish("job", "cancel", args.id, wire.encode(cancel))
                     return _show_job(args, talk.state(args.id, lambda state: state in ENDS), {"cancelled"})
                 case "job", "show":
-                    found = talk.jobs(_named(args.id))
+                    found = talk.jobs(named(args.id))
                     return _show_job(args, found[0] if found else None, None)
                 case "job", _:
                     return _show_jobs(args, talk.jobs())
+                case "drain", _:
+                    return _drain(args, talk)
                 case "schedule", "list":
                     return _show_schedules(args, *talk.documents())
                 case "schedule", _:
                     return _edit_schedules(args, talk)
         except TimeoutError as error:
-            print(f"edgert: {error}", file=sys.stderr)
+            print(clean(f"edgert: {error}"), file=sys.stderr)
             return RETRY_LATER
     raise ConfigError(f"no such verb: {args.verb} {args.action}")
 
 
-Heard = wire.TwinDesired | wire.TwinReported | wire.JobState
-Reader = Callable[[bytes], Heard]
-
-
-def _desired(payload: bytes) -> wire.TwinDesired:
-    return wire.decode(unwrapped(payload), wire.TwinDesired)[0]
-
-
-def _reported(payload: bytes) -> wire.TwinReported:
-    return wire.decode(payload, wire.TwinReported)[0]
-
-
-def _state(payload: bytes) -> wire.JobState:
-    return wire.decode(payload, wire.JobState)[0]
-
-
-class _Talk:
-    """A conversation with one device, by way of the broker.
-
-    Blocks: every method, up to `--timeout-s`.
-    """
-
-    def __init__(self, args: argparse.Namespace, mqtt: Mqtt) -> None:
-        self._args, self._mqtt = args, mqtt
-        self._poller = select.poll()
-        self._poller.register(mqtt.fileno(), select.POLLIN)
-        self._deadline_s = time.monotonic() + args.timeout_s
-        self.device = f"{args.fleet}/{args.device}"
-
-    def topic(self, channel: str, kind: str, id_: str = "-") -> str:
-        return str(wire.Topic(self._args.fleet, self._args.device, channel, kind, id_))
-
-    def listen(self, channel: str, kind: str, id_: str) -> None:
-        self._mqtt.subscribe([(self.topic(channel, kind, id_), 1)])
-
-    def publish(self, channel: str, kind: str, id_: str, payload: bytes, *, retain: bool = False) -> None:
-        payload = vouched(self._args, payload, KEPT_S if retain else WAITING_S)
-        while not self._mqtt.publish(
-            self.topic(channel, kind, id_), payload, qos=1, retain=retain, content_type=wire.CONTENT_TYPE
-        ):
-            time.sleep(0.05)
-            if time.monotonic() > self._deadline_s:
-                raise TimeoutError(f"the broker took nothing within {self._args.timeout_s:g} s")
-
-    def wait_up(self) -> None:
-        """Until the broker accepted us.
-
-        Raises:
-            LinkError: not in time.
-        """
-        why = f"no broker at {self._args.broker.rpartition('@')[2]} within {self._args.timeout_s:g} s"
-        for event in self._events(self._deadline_s):
-            if isinstance(event, LinkUp):
-                return
-            if isinstance(event, LinkDown):
-                why = f"no link to the broker: {event.fault or event.reason}"
-        raise LinkError(why)
-
-    def _events(self, until_s: float) -> Iterator[object]:
-        while (left_s := min(until_s, self._deadline_s) - time.monotonic()) > 0:
-            self._poller.poll(1000 * min(left_s, 60.0))
-            yield from self._mqtt.events()
-
-    def _received(self, readers: Mapping[str, Reader], *, quiet: bool) -> Iterator[Heard]:
-        """What comes under these filters; `quiet` ends it when what the broker keeps has come."""
-        self._mqtt.subscribe([(each, 1) for each in readers])
-        until_s = time.monotonic() + QUIET_S if quiet else self._deadline_s
-        while (left_s := min(until_s, self._deadline_s) - time.monotonic()) > 0:
-            for event in self._events(time.monotonic() + left_s):
-                if not isinstance(event, Received) or not event.payload:
-                    continue
-                read = next((readers[each] for each in readers if event.topic.startswith(each.removesuffix("+"))), None)
-                if read is None:
-                    continue
-                until_s = max(until_s, time.monotonic() + QUIET_S / 2) if quiet else until_s
-                try:
-                    yield read(event.payload)
-                except MessageError as error:
-                    print(f"edgert: {event.topic}: {error}", file=sys.stderr)
-
-    def documents(self) -> tuple[wire.TwinDesired | None, wire.TwinReported | None]:
-        """What the broker keeps of the twin."""
-        desired, reported = None, None
-        readers: dict[str, Reader] = {
-            self.topic("twin", "desired"): _desired,
-            self.topic("twin", "reported"): _reported,
-        }
-        for document in self._received(readers, quiet=True):
-            match document:
-                case wire.TwinDesired():
-                    desired = document
-                case wire.TwinReported():
-                    reported = document
-        return desired, reported
-
-    def answer(self, desired: wire.TwinDesired) -> wire.TwinReported | None:
-        """What the device makes of a document; None when it answers a greater one.
-
-        Raises:
-            TimeoutError: it says nothing in time.
-        """
-        for reported in self._received({self.topic("twin", "reported"): _reported}, quiet=False):
-            if isinstance(reported, wire.TwinReported):
-                taken = twin.settled(desired, reported)
-                if taken is not None:
-                    return reported if taken else None
-        raise TimeoutError(
-            f"no answer of {self.device} within {self._args.timeout_s:g} s: the wish waits at the broker"
-        )
-
-    def state(self, id_: str, enough: Callable[[str], bool]) -> wire.JobState:
-        """Where a job stands, once that is enough to know.
-
-        Raises:
-            TimeoutError: that did not come about in time.
-        """
-        last = "nothing"
-        for state in self._received({self.topic("job", "state", id_): _state}, quiet=False):
-            if isinstance(state, wire.JobState):
-                if enough(state.state):
-                    return state
-                last = state.state
-        raise TimeoutError(f"job {id_} of {self.device}: {last} within {self._args.timeout_s:g} s")
-
-    def jobs(self, id_: str = "+") -> list[wire.JobState]:
-        """What the broker keeps of a device's jobs."""
-        found = self._received({self.topic("job", "state", id_): _state}, quiet=True)
-        return list({state.id: state for state in found if isinstance(state, wire.JobState)}.values())
-
-
-@contextmanager
-def _talk(args: argparse.Namespace) -> Iterator[_Talk]:
-    if not args.timeout_s > 0:
-        raise ConfigError(f"--timeout-s {args.timeout_s:g}: it must be above 0")
-    with Mqtt(args.broker, f"edgert-fleet-{secrets.token_hex(8)}", session_expiry_s=0) as mqtt:
-        talk = _Talk(args, mqtt)
-        talk.wait_up()
-        yield talk
-
-
-def _edit(args: argparse.Namespace, talk: _Talk, change: Callable[[dict[str, object]], Mapping[str, object]]) -> int:
-    """Write a greater document until the device has taken it."""
-    desired, reported = talk.documents()
-    before = {} if desired is None else desired.settings
-    for _ in range(EDITS):
-        wanted = twin.edit(desired, reported, change, time.time())
-        if desired is not None and wanted.settings == before and twin.settled(desired, reported):
-            return _shown(
-                args, {"epoch": desired.epoch, "version": desired.version}, "nothing to change", NOTHING_TO_DO
-            )
-        talk.publish("twin", "desired", "-", wire.encode(wanted), retain=True)
-        told = talk.answer(wanted)
-        if told is not None:
-            touched = {key for key in {*before, *wanted.settings} if before.get(key) != wanted.settings.get(key)}
-            refused = {
-                key: why for key, why in told.refused.items() if key.partition(".")[0] in touched or key in touched
-            }
-            document = {"epoch": told.epoch, "version": told.version, "settings": told.settings, "refused": refused}
-            words = [f"{key} refused: {why}" for key, why in refused.items()] or [
-                f"{talk.device}: version {told.version}"
-            ]
-            return _shown(args, document, "\n".join(words), ERROR if refused else OK)
-        desired, reported = talk.documents()
-    raise TimeoutError(f"somebody else keeps writing wishes for {talk.device}: try again")
+def _drain(args: argparse.Namespace, talk: Talk) -> int:
+    """Wish it, and listen until the device itself says that nothing runs."""
+    code = edit(args, talk, lambda settings: {**settings, twin.DRAINED: not args.undo})
+    if args.undo or code == ERROR:
+        return code
+    said = ""
+    for told in talk.telemetry():
+        jobs = told.status.get("jobs")
+        if not isinstance(jobs, list):
+            continue
+        running = [str(job.get("id")) for job in jobs if isinstance(job, Mapping) and job.get("state") == "running"]
+        if not running:
+            return shown(args, {"drained": True}, f"{talk.device}: drained, nothing runs", OK)
+        if said != (said := ", ".join(running)):
+            print(clean(f"{talk.device}: {said} still run"), file=sys.stderr)
+    return RETRY_LATER
 
 
 def _changed(settings: dict[str, object], changes: Mapping[str, Any], unset: list[str]) -> Mapping[str, object]:
@@ -342,12 +197,12 @@ def _changed(settings: dict[str, object], changes: Mapping[str, Any], unset: lis
     return after
 
 
-def _edit_schedules(args: argparse.Namespace, talk: _Talk) -> int:
-    name = _named(args.name)
+def _edit_schedules(args: argparse.Namespace, talk: Talk) -> int:
+    name = named(args.name)
     if args.action == "add":
         told = {
             "kind": args.kind,
-            "args": _toml(args.arg, "--arg"),
+            "args": _args(args),
             "when": _when(args),
             "timeout_s": args.limit_s,
             **{key: getattr(args, key) for key in Schedule.__struct_fields__ if hasattr(args, key) and key != "kind"},
@@ -359,12 +214,12 @@ def _edit_schedules(args: argparse.Namespace, talk: _Talk) -> int:
             raise ConfigError(f"schedule {name}: {error}") from error
         if why := schedule.fault(name, read):
             raise ConfigError(f"schedule {name}: {why}")
-        return _edit(args, talk, lambda settings: _with_schedules(settings, lambda all_: {**all_, name: told}))
+        return edit(args, talk, lambda settings: _with_schedules(settings, lambda all_: {**all_, name: told}))
 
     def without(all_: dict[str, object]) -> dict[str, object]:
         return {other: each for other, each in all_.items() if other != name}
 
-    return _edit(args, talk, lambda settings: _with_schedules(settings, without))
+    return edit(args, talk, lambda settings: _with_schedules(settings, without))
 
 
 def _with_schedules(
@@ -374,11 +229,11 @@ def _with_schedules(
     return {**settings, twin.SCHEDULES: change(dict(former) if isinstance(former, dict) else {})}
 
 
-def _start(args: argparse.Namespace, talk: _Talk) -> int:
+def _start(args: argparse.Namespace, talk: Talk) -> int:
     order = wire.JobOrder(
-        id=_named(args.id or secrets.token_hex(8)),
+        id=named(args.id or secrets.token_hex(8)),
         kind=args.kind,
-        args=_toml(args.arg, "--arg"),
+        args=_args(args),
         issued_s=time.time(),
         valid_s=args.valid_s,
         timeout_s=args.limit_s,
@@ -400,31 +255,36 @@ def _start(args: argparse.Namespace, talk: _Talk) -> int:
     return _show_job(args, state, {"done"} if args.wait else {"scheduled", "running", "done"})
 
 
+def _args(args: argparse.Namespace) -> dict[str, Any]:
+    """What a job is told; of an `update` with a bundle all of it, once the bundle is where devices find it."""
+    told = read_toml(args.arg, "--arg")
+    if args.bundle is None:
+        return told
+    if args.kind != Kind.UPDATE.value:
+        raise ConfigError(f"--bundle: only a job of kind {Kind.UPDATE.value} takes one")
+    from edgert.programs.operator import Operator, make_offer
+
+    try:
+        data = args.bundle.read_bytes()
+    except OSError as error:
+        raise store_error(error, "read", args.bundle) from error
+    with contextlib.closing(Operator(args.broker, args.fleet, None, args.timeout_s)) as operator:
+        if args.offer is None:  # one version for all devices that are meant, and one way of the file to the broker
+            offer = make_offer(data, id_="update", release=args.release, url=str(told.get("url", "")))
+            operator.publish_bundle(offer, data)
+            args.offer = offer
+        operator.withdraw([args.device])  # an offer that waits there would come between with every connection
+    kept = ("sha256", "size_bytes", "version", "chunk_bytes", "name")
+    return {**{name: getattr(args.offer, name) for name in kept}, "hashes": args.offer.hashes.hex(), **told}
+
+
 def _when(args: argparse.Namespace) -> dict[str, object]:
     return {key: getattr(args, key) for key in When.__struct_fields__ if getattr(args, key) is not None}
 
 
-def _toml(pairs: list[str], what: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads("\n".join(pairs))
-    except ValueError as error:
-        raise ConfigError(f"{what}: {error}; write name=value as in TOML, text in quotes") from error
-
-
-def _named(name: str) -> str:
-    if not wire.is_name(name):
-        raise ConfigError(f"{name!r}: letters, digits, '.', '_' and '-', at most 64, the first no sign")
-    return name
-
-
-def _shown(args: argparse.Namespace, document: object, words: str, code: int) -> int:
-    print(json.dumps(document, default=lambda value: value.hex()) if args.json else words)
-    return code
-
-
 def _show_twin(args: argparse.Namespace, desired: wire.TwinDesired | None, reported: wire.TwinReported | None) -> int:
     if desired is None and reported is None:
-        return _shown(args, {}, f"nothing is known of a twin of {args.fleet}/{args.device}", NOTHING_TO_DO)
+        return shown(args, {}, f"nothing is known of a twin of {args.fleet}/{args.device}", NOTHING_TO_DO)
     taken = None if desired is None else twin.settled(desired, reported)
     document = {"desired": msgspec.to_builtins(desired), "reported": msgspec.to_builtins(reported), "taken": taken}
     wished = {} if desired is None else desired.settings
@@ -435,27 +295,26 @@ def _show_twin(args: argparse.Namespace, desired: wire.TwinDesired | None, repor
         for key in twin.KEYS
         if key in wished or key in in_force
     ]
-    words = _table(("setting", "wished", "in force"), rows)
-    words += "".join(f"\nrefused {key}: {why}" for key, why in refused.items())
+    words = table(("setting", "wished", "in force"), rows)
+    words += "".join("\n" + clean(f"refused {key}: {why}") for key, why in refused.items())
     if taken is not True and desired is not None:
         words += f"\nthe device has not taken version {desired.version} yet"
-    return _shown(args, document, words, OK)
+    return shown(args, document, words, OK)
 
 
 def _show_job(args: argparse.Namespace, state: wire.JobState | None, good: set[str] | None) -> int:
     if state is None:
-        return _shown(args, {}, "no such job", NOTHING_TO_DO)
-    words = f"{state.id} {state.kind or '-'}: {state.state}"
-    words += (f", {state.why}" if state.why else "") + (
+        return shown(args, {}, "no such job", NOTHING_TO_DO)
+    words = clean(f"{state.id} {state.kind or '-'}: {state.state}{f', {state.why}' if state.why else ''}") + (
         f"\n{json.dumps(state.result, default=str)}" if state.result else ""
     )
-    return _shown(args, msgspec.to_builtins(state), words, OK if good is None or state.state in good else ERROR)
+    return shown(args, msgspec.to_builtins(state), words, OK if good is None or state.state in good else ERROR)
 
 
 def _show_jobs(args: argparse.Namespace, jobs: list[wire.JobState]) -> int:
     rows = [(job.id, job.kind or "-", job.state, job.origin or "-", job.why) for job in jobs]
-    words = _table(("job", "kind", "state", "schedule", "why"), rows) if rows else "no jobs"
-    return _shown(args, [msgspec.to_builtins(job) for job in jobs], words, OK if jobs else NOTHING_TO_DO)
+    words = table(("job", "kind", "state", "schedule", "why"), rows) if rows else "no jobs"
+    return shown(args, [msgspec.to_builtins(job) for job in jobs], words, OK if jobs else NOTHING_TO_DO)
 
 
 def _show_schedules(
@@ -466,17 +325,12 @@ def _show_schedules(
     refused = {} if reported is None else reported.refused
     rows, document = [], {}
     for name, each in (wished if isinstance(wished, dict) else {}).items():
+        if not isinstance(each, Mapping):  # what lies at the broker is whatever somebody put there
+            continue
         why = refused.get(f"{twin.SCHEDULES}.{name}", "")
         state = "refused" if why else "in force" if isinstance(in_force, dict) and name in in_force else "not taken yet"
         document[name] = {"schedule": each, "state": state, "why": why}
         due = each.get("cron") or f"every {each.get('every_s')} s"
         rows.append((name, str(each.get("kind")), f"{due} {each.get('tz', '')}".strip(), state, why))
-    words = _table(("schedule", "kind", "due", "state", "why"), rows) if rows else "no schedules"
-    return _shown(args, document, words, OK if rows else NOTHING_TO_DO)
-
-
-def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)
-    )
+    words = table(("schedule", "kind", "due", "state", "why"), rows) if rows else "no schedules"
+    return shown(args, document, words, OK if rows else NOTHING_TO_DO)

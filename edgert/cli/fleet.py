@@ -4,79 +4,109 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import secrets
-import select
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 from edgert import wire
-from edgert.cli import ERROR, OK, RETRY_LATER, duties
-from edgert.cli.key import home, vouched
+from edgert.cli import ERROR, NOTHING_TO_DO, OK, RETRY_LATER, duties
+from edgert.cli.key import home
+from edgert.cli.talk import clean, conversation, named, read_toml, shown
 from edgert.config import Goals
-from edgert.errors import ConfigError, MessageError
+from edgert.errors import ConfigError
 from edgert.fleet.command import Bad, read_exits, read_goals
-from edgert.ports.mqtt import LinkDown, LinkUp, Mqtt, Received
+from edgert.fleet.roster import chosen, labels_of
+from edgert.ports.onlooker import Onlooker
 from edgert.tables import toml
 
 OTHERS = {
     "ca": ("edgert.cli.ca", "ca"),
+    "export": ("edgert.cli.export", "export"),
     "keys": ("edgert.cli.rollout", "keys"),
+    "place": ("edgert.cli.place", "place"),
     "push": ("edgert.cli.rollout", "push"),
     "rollout": ("edgert.cli.rollout", "staged"),
+    "show": ("edgert.cli.look", "show"),
+    "status": ("edgert.cli.look", "status"),
+    "watch": ("edgert.cli.look", "watch"),
 }
 """Verbs with options of their own: about certificates, keys and policies, which are not for one device."""
-EXPIRY_S = 60
-"""A device that is away for longer never hears of the command: nobody waits for its reply by then."""
+SEVERITY = (NOTHING_TO_DO, OK, RETRY_LATER, ERROR)
+"""Of what came of several devices the worst is told."""
 
 
 def main(argv: list[str]) -> int:
-    """Send a command and wait for the device's reply.
+    """Carry a verb out.
 
     Returns:
-        0 obeyed, 1 refused by the device, 75 no reply, or no broker, in time.
+        0 obeyed or shown, 1 refused by a device, 2 nothing to show, 75 no reply, or no broker, in time.
 
     Raises:
         ConfigError: names, settings, patience or the broker's url are wrong.
+        LinkError: no broker in time.
     """
     if argv and argv[0] in OTHERS:
         module, function = OTHERS[argv[0]]
         return int(getattr(importlib.import_module(module), function)(argv[1:]))
     args = _parse(argv)
-    for word, name in (("fleet", args.fleet), ("device", args.device)):
-        if not wire.is_name(name):
-            raise ConfigError(f"{word} {name!r}: letters, digits, '.', '_' and '-', at most 64, the first no sign")
-    if args.verb in ("twin", "job", "schedule"):
-        return duties.run(args)
-    command = _goals(args) if args.verb == "goals" else _exits(args)
+    named(args.fleet)
+    devices = _devices(args)
+    args.many = len(devices) > 1
+    codes = []
+    for device in devices:
+        args.device = named(device)
+        if args.many and not args.json:
+            print(f"{args.fleet}/{device}:")
+        codes.append(duties.run(args) if args.verb in duties.VERBS else _command(args))
+    return max(codes, key=SEVERITY.index)
+
+
+def _devices(args: argparse.Namespace) -> list[str]:
+    """Those that are meant by their names, or by what they say of themselves."""
+    if not args.label:
+        return list(dict.fromkeys(args.device))
+    with Onlooker(args.broker, args.fleet, patience_s=args.timeout_s) as seen:
+        seen.gather()
+        return chosen(labels_of(seen.entries), [*(args.device or []), *(f"label:{each}" for each in args.label)])
+
+
+def _command(args: argparse.Namespace) -> int:
+    """Say a command and show the reply."""
+    command = _COMMANDS[args.verb](args)
     payload = wire.encode(command)
+    told: object = None
     if isinstance(command, wire.ExitsCommand):
         # How many exits the device's network has is its to know; everything else can be said at once.
-        told: object = read_exits(payload, 1 + len(command.thresholds or ()))
-    else:
+        told = read_exits(payload, 1 + len(command.thresholds or ()))
+    elif isinstance(command, wire.GoalsCommand):
         told = read_goals(payload, Goals())
     if isinstance(told, Bad):
         raise ConfigError(f"a command that no device could obey: {told.why}")
-    if not args.timeout_s > 0:
-        raise ConfigError(f"--timeout-s {args.timeout_s:g}: it must be above 0")
-    reply = _ask(args, command.id, vouched(args, payload))
-    if isinstance(reply, str):
-        print(f"edgert: {reply}", file=sys.stderr)
+    try:
+        with conversation(args) as talk:
+            reply = talk.command(args.verb, command.id, payload)
+    except TimeoutError as error:
+        print(clean(f"edgert: {error}"), file=sys.stderr)
         return RETRY_LATER
     if args.json:
-        print(json.dumps({"id": reply.id, "ok": reply.ok, "why": reply.why, **reply.detail}))
-    elif reply.ok:
-        print(f"{args.fleet}/{args.device}: " + ", ".join(_told(reply.detail)))
+        return shown(
+            args, {**reply.detail, "id": reply.id, "ok": reply.ok, "why": reply.why}, "", OK if reply.ok else ERROR
+        )
+    if not reply.ok:
+        print(f"edgert: {args.fleet}/{args.device} refused: {clean(reply.why)}", file=sys.stderr)
+    elif isinstance(command, wire.LogsCommand):
+        lines = reply.detail.get("lines")
+        print("\n".join(clean(str(line)) for line in lines) if isinstance(lines, list) else "")
     else:
-        print(f"edgert: {args.fleet}/{args.device} refused: {reply.why}", file=sys.stderr)
+        print(f"{args.fleet}/{args.device}: " + clean(", ".join(_told(reply.detail))))
     return OK if reply.ok else ERROR
+
+
+def _logs(args: argparse.Namespace) -> wire.LogsCommand:
+    if not 1 <= args.lines <= 200:
+        raise ConfigError(f"--lines {args.lines}: 1 to 200; what is older is in the journal of the device")
+    return wire.LogsCommand(id=secrets.token_hex(8), lines=args.lines)
 
 
 def _told(detail: dict[str, object], of: str = "") -> Iterator[str]:
@@ -104,55 +134,24 @@ def _exits(args: argparse.Namespace) -> wire.ExitsCommand:
 
 def _goals(args: argparse.Namespace) -> wire.GoalsCommand:
     """`name=value`, as in the section [goals] of a configuration file."""
-    try:
-        named = tomllib.loads("\n".join(args.goal))
-    except ValueError as error:
-        raise ConfigError(f"goals: {error}; write name=value as in the configuration, text in quotes") from error
-    return wire.GoalsCommand(id=secrets.token_hex(8), goals=named, valid_s=args.valid_s)
+    return wire.GoalsCommand(id=secrets.token_hex(8), goals=read_toml(args.goal, "goals"), valid_s=args.valid_s)
 
 
-def _ask(args: argparse.Namespace, id_: str, payload: bytes) -> wire.CommandReply | str:
-    """Publish until the broker takes it, and wait for the reply, or say why there is none.
-
-    Blocks: up to `args.timeout_s`.
-    """
-    broker = args.broker.rpartition("@")[2]  # without a password
-    why = f"no broker at {broker} within {args.timeout_s:g} s"
-    topic = str(wire.Topic(args.fleet, args.device, "cmd", args.verb))
-    mqtt = Mqtt(args.broker, f"edgert-fleet-{id_}", session_expiry_s=0)
-    mqtt.subscribe([(str(wire.Topic(args.fleet, args.device, "tele", "reply", id_)), 1)])
-    deadline_s = time.monotonic() + args.timeout_s
-    with mqtt:
-        poller = select.poll()
-        poller.register(mqtt.fileno(), select.POLLIN)
-        while (left_s := deadline_s - time.monotonic()) > 0:
-            poller.poll(1000 * min(left_s, 60.0))
-            for event in mqtt.events():
-                match event:
-                    case LinkUp():
-                        why = f"no reply of {args.fleet}/{args.device} within {args.timeout_s:g} s"
-                        mqtt.publish(
-                            topic,
-                            payload,
-                            qos=1,
-                            expiry_s=EXPIRY_S,
-                            content_type=wire.CONTENT_TYPE,
-                        )
-                    case LinkDown():
-                        why = f"no link to {broker}: {event.fault or event.reason}"
-                    case Received():
-                        try:
-                            return wire.decode(event.payload, wire.CommandReply)[0]
-                        except MessageError as error:
-                            print(f"edgert: {event.topic}: {error}", file=sys.stderr)
-                    case _:
-                        pass
-    return why
+_COMMANDS: dict[str, Callable[[argparse.Namespace], wire.ExitsCommand | wire.GoalsCommand | wire.LogsCommand]] = {
+    "exits": _exits,
+    "goals": _goals,
+    "logs": _logs,
+}
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="edgert fleet", description="Command devices over MQTT.")
     verbs = parser.add_subparsers(dest="verb", required=True)
+    verbs.add_parser("status", help="every device of a fleet, a line each", add_help=False)
+    verbs.add_parser("show", help="all that is known of one device", add_help=False)
+    verbs.add_parser("watch", help="what happens, as it happens", add_help=False)
+    verbs.add_parser("export", help="events and telemetry for files and for other systems", add_help=False)
+    verbs.add_parser("place", help="training jobs, placed over the devices", add_help=False)
     verbs.add_parser("push", help="another policy for devices, at once", add_help=False)
     verbs.add_parser("rollout", help="another policy for devices, in waves", add_help=False)
     verbs.add_parser("keys", help="let devices follow to newer keys", add_help=False)
@@ -186,11 +185,21 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     for verb in (exits, goals):
         verb.add_argument("--valid-s", type=float, help="for how long (until further notice)")
-    for verb in (exits, goals, *duties.add(verbs)):
-        verb.add_argument("--device", required=True)
+    logs = verbs.add_parser(
+        "logs",
+        help="the last lines of a device's log",
+        description="Show the last lines that the supervisor of a device logged, its events among them.",
+    )
+    logs.add_argument("--lines", type=int, default=50, help="at most (50)")
+    for verb in (exits, goals, logs, *duties.add(verbs)):
+        verb.add_argument("--device", nargs="+", help="by name")
+        verb.add_argument("--label", nargs="+", metavar="NAME[=VALUE]", help="every device that has one of these")
         verb.add_argument("--fleet", default="default", help="(default)")
         verb.add_argument("--broker", required=True, help="mqtt://host[:1883] or mqtts://host[:8883][?ca=FILE&...]")
         verb.add_argument("--timeout-s", type=float, default=10.0, help="patience (10)")
         verb.add_argument("--json", action="store_true", help="the reply as JSON")
         verb.add_argument("--keys", type=Path, default=home(), metavar="DIR", help="to sign with (%(default)s)")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if not args.device and not args.label:
+        parser.error("--device or --label: for whom?")
+    return args

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from edgert import modelfile
 from edgert.cli import ERROR, OK
-from edgert.errors import ConfigError, UsageError
+from edgert.errors import ArtifactError, ConfigError, UsageError
 from edgert.ports import screen
 from edgert.ports.process import Layout, load_config
 from edgert.ports.store import store_error, write_atomic
@@ -47,11 +48,42 @@ def policy(argv: list[str]) -> int:
             os.sched_setaffinity(0, {args.core})
         except (OSError, ValueError, OverflowError) as error:
             raise ConfigError(f"--core {args.core}: {error}; there are {os.cpu_count()} cores") from error
+    if modelfile.is_model(data):
+        return _check_model(data, args)
     # Here, because `edgert policy --help` should not wait for numpy.
     from edgert.policy import artifact
 
     loaded = artifact.load(data)
     return _check(loaded, args) if args.verb == "check" else _bench(loaded, args)
+
+
+def _check_model(data: bytes, args: argparse.Namespace) -> int:
+    """What is in a model bundle, and which runtimes give its golden answers."""
+    from edgert.ports.runtime import PACKAGES
+    from edgert.ports.runtime.model import open_model, row_s
+
+    if args.verb != "check":
+        raise ConfigError(f"{args.bundle} is a model: `edgert serve` and [offload] measure it where it runs")
+    found = modelfile.read(data)
+    said = found.manifest
+    runs: dict[str, float | str] = {}
+    for kind in PACKAGES:
+        try:
+            runs[kind] = row_s(open_model(found, kind))
+        except (UsageError, ArtifactError) as error:
+            runs[kind] = str(error)
+    best = said.accuracy[0]
+    if args.json:
+        document = {"model": modelfile.model_id(found.encoded), "manifest": msgspec.to_builtins(said), "runtimes": runs}
+        print(json.dumps(document, indent=2))
+    else:
+        print(f"model {said.name}, task {said.task}, id {modelfile.model_id(found.encoded)}")
+        print(f"  {said.input.dtype} {said.input.shape} -> {said.output.dtype} {said.output.shape}, {said.macs} MAC")
+        how = f"measured on {best.samples}" if best.measured else "quoted"
+        print(f"  {best.metric} {best.value_frac:.1%}, {how}: {best.source}")
+        for name, told in runs.items():
+            print(f"  {name:<8} {told if isinstance(told, str) else f'{1e3 * told:.3f} ms a row'}")
+    return OK if any(not isinstance(each, str) for each in runs.values()) else ERROR
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

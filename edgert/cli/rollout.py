@@ -20,6 +20,7 @@ from edgert.cli import ERROR, NOTHING_TO_DO, OK, RETRY_LATER
 from edgert.cli.key import home
 from edgert.errors import ConfigError
 from edgert.fleet import rollout
+from edgert.fleet.roster import chosen
 from edgert.ports.keyring import Keyring
 from edgert.ports.store import store_error
 
@@ -119,7 +120,7 @@ def _operator(args: argparse.Namespace) -> Operator:
 
 
 def _start(args: argparse.Namespace, plan: rollout.Plan) -> int:
-    from edgert.programs.operator import Record, chosen, make_offer
+    from edgert.programs.operator import Record, make_offer
 
     if not wire.is_name(plan.id):
         raise ConfigError(f"--id {plan.id!r}: letters, digits, '.', '_' and '-', at most 64, the first no sign")
@@ -129,7 +130,8 @@ def _start(args: argparse.Namespace, plan: rollout.Plan) -> int:
         raise store_error(error, "read", args.bundle) from error
     offer = make_offer(data, id_=plan.id, release=args.release, url=args.url, budget_bytes=args.budget_bytes)
     with contextlib.closing(_operator(args)) as operator:
-        devices = chosen(operator.gather(), args.to or ["*"])
+        labels = {device: report.labels for device, report in operator.gather().items()}
+        devices = chosen(labels, [*(args.to or []), *(f"label:{each}" for each in args.label)] or ["*"])
         operator.publish_bundle(offer, data)
         record = Record(fleet=args.fleet, offer=offer, rollout=rollout.begin(plan, devices))
         return _driven(args, operator, record)
@@ -201,6 +203,9 @@ def _status(args: argparse.Namespace) -> int:
 def _bundle_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, metavar="BUNDLE")
     parser.add_argument("--to", nargs="+", metavar="WHOM", help="devices by name, label:NAME, or * (all of the fleet)")
+    parser.add_argument(
+        "--label", nargs="+", default=[], metavar="NAME[=VALUE]", help="every device that has one of these"
+    )
     parser.add_argument("--release", type=int, metavar="N", help="of a bundle that nobody signed (the time)")
     parser.add_argument("--url", default="", help="where devices can have it over HTTP, with ranges")
     parser.add_argument(

@@ -7,7 +7,7 @@ import json
 import time
 from pathlib import Path
 
-from edgert import bundle, wire
+from edgert import bundle, modelfile, wire
 from edgert.cli import NOT_ALLOWED, OK
 from edgert.cli.key import home
 from edgert.errors import ConfigError
@@ -51,7 +51,8 @@ def run(args: argparse.Namespace, data: bytes) -> int:
 
 
 def _sign(args: argparse.Namespace, data: bytes) -> int:
-    found = bundle.read(data)
+    is_model = modelfile.is_model(data)
+    found = modelfile.read(data) if is_model else bundle.read(data)
     former = trust.read_seal(found)
     terms = trust.Release(
         version=args.release,
@@ -69,7 +70,8 @@ def _sign(args: argparse.Namespace, data: bytes) -> int:
     signature = Keyring(args.keys).signer("bundle").seal(found.encoded, terms)
     kept = tuple(each for each in others if each.key != signature.key)
     seal = trust.Seal(release=terms, signatures=(*kept, signature))
-    write_atomic(args.bundle, bundle.with_signature(data, trust.encode_seal(seal)), mode=0o644)
+    with_signature = modelfile.with_signature if is_model else bundle.with_signature
+    write_atomic(args.bundle, with_signature(data, trust.encode_seal(seal)), mode=0o644)
     if args.json:
         print(json.dumps({"bundle": str(args.bundle), "key": signature.key, "release": terms.version}))
     else:
@@ -78,7 +80,7 @@ def _sign(args: argparse.Namespace, data: bytes) -> int:
 
 
 def _verify(args: argparse.Namespace, data: bytes) -> int:
-    found = bundle.read(data)
+    found = modelfile.read(data) if modelfile.is_model(data) else bundle.read(data)
     keys = read_keys(args.trust or Keyring(args.keys).newest)
     told = trust.judge_bundle(
         found,

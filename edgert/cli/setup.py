@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 import socket
+import sys
 from pathlib import Path
 
 from edgert.cli import NOTHING_TO_DO, OK
@@ -13,6 +14,11 @@ from edgert.config import broker_address, commented_default
 from edgert.errors import ConfigError, UsageError
 from edgert.ports import boardfile
 from edgert.ports.store import write_atomic
+
+SYSTEM = Path("/etc/edgert/edgert.toml")
+"""Where the systemd units look."""
+SHIPPED = Path(sys.prefix) / "share/edgert/models/breakout.edgert"
+"""Comes with the Debian package: something to begin with."""
 
 
 def init(argv: list[str]) -> int:
@@ -28,7 +34,11 @@ def init(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="edgert init", description="Write a configuration file with every key explained."
     )
-    parser.add_argument("--path", type=Path, default=Path("edgert.toml"), help="where to (edgert.toml)")
+    system = os.access(SYSTEM.parent, os.W_OK)
+    where = "where to (/etc/edgert/edgert.toml if that folder is there and may be written, else edgert.toml)"
+    parser.add_argument(
+        "--path", type=Path, default=SYSTEM if system else Path(SYSTEM.name), help=f"where to ({where})"
+    )
     parser.add_argument("--bundle", type=Path, help="the .edgert bundle to act with")
     parser.add_argument("--broker", metavar="URL", help="mqtt://host:1883 or mqtts://host:8883")
     parser.add_argument("--device", metavar="ID", help="name of this device (its host name)")
@@ -68,7 +78,7 @@ def init(argv: list[str]) -> int:
         raise ConfigError(str(error)) from error
     write_atomic(args.path, text.encode(), mode=0o644)
     print(f"wrote {args.path}\n\nnext:")
-    steps = [] if args.bundle else [f"set policy.bundle in {args.path} to your .edgert bundle"]
+    steps = [] if args.bundle or SHIPPED.exists() else [f"set policy.bundle in {args.path} to your .edgert bundle"]
     steps += [] if args.broker else [f"set broker.url in {args.path}, unless the broker runs on this machine"]
     steps += [
         f"edgert doctor --config {args.path}",
@@ -99,4 +109,6 @@ def host_name() -> str:
 
 def _bundle(path: Path | None) -> str:
     # systemd starts with another working directory: only an absolute path means the same there.
-    return os.fspath(path.absolute()) if path else "/var/lib/edgert/policy.edgert"
+    if path is None:
+        path = SHIPPED if SHIPPED.exists() else Path("/var/lib/edgert/policy.edgert")
+    return os.fspath(path.absolute())

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgert.cli import OK
+from edgert.cli import OK, simfleet
 from edgert.errors import ConfigError
 from edgert.ports import screen
 from edgert.ports.store import write_atomic
@@ -37,6 +37,8 @@ def main(argv: list[str]) -> int:
         StoreError: a file cannot be read or written.
         UsageError: a report is wanted and matplotlib is not installed.
     """
+    if argv[:1] == ["fleet"]:
+        return simfleet.main(argv[1:])
     args = _parse(argv)
     # Here, because `edgert sim --help` should not wait for numpy.
     from edgert.ports.board import scenario as scenarios
@@ -84,9 +86,10 @@ def main(argv: list[str]) -> int:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="edgert sim", description="Simulate a board.")
+    parser = argparse.ArgumentParser(prog="edgert sim", description="Simulate a board or a fleet.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     board = verbs.add_parser("board", help="a board lives through a scenario with the real governor, in seconds")
+    verbs.add_parser("fleet", help="thousands of devices over a real broker, and what goes wrong", add_help=False)
     board.add_argument("--board", default="generic", metavar="NAME", help="of firmware_configs, or a file (generic)")
     board.add_argument("--scenario", default="heatwave", metavar="NAME", help=f"{', '.join(NAMES)}, or a trace file")
     board.add_argument("--seed", type=int, default=0, help="of all that is drawn (0)")
@@ -97,7 +100,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     board.add_argument("--record", type=Path, metavar="FILE", help="write a trace as CSV, which --scenario reads")
     board.add_argument("--report", type=Path, metavar="FILE", help="write a page with plots")
     board.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
-    parser.epilog = board.format_usage()
+    parser.epilog = f"{board.format_usage()} {simfleet.parser().format_usage()}"
     args = parser.parse_args(argv)
     if not 0 < args.hours <= 24 * 366 or not 0.1 <= args.period <= 600:
         raise ConfigError("--hours must be above 0 and at most a year, --period between 0.1 and 600")

@@ -476,7 +476,8 @@ def _reported(duties: Duties, context: Context, effects: Effects) -> Duties:
 
 
 def _step(duties: Duties, event: ledgers.Event, context: Context, now_s: float) -> tuple[Duties, Effects]:
-    ledger, wanted = ledgers.step(duties.ledger, event, context.facts, now_s, duties.wall_s)
+    facts = _replace(context.facts, drained=duties.twin.wishes.drained)
+    ledger, wanted = ledgers.step(duties.ledger, event, facts, now_s, duties.wall_s)
     effects: Effects = []
     return _carried_out(_replace(duties, ledger=ledger), wanted, context, now_s, effects), effects
 

@@ -18,7 +18,7 @@ class Kind(enum.Enum):
     CALIBRATE: which runtime is fastest here, and what each exit costs; both are used from then on.
     FETCH: ask teachers more than usual, for a while.
     UPLOAD: the status document and what went wrong lately, as an event that is not lost.
-    UPDATE: another bundle.
+    UPDATE: another bundle, taken up as one that is offered, once the job's conditions hold.
     BENCH: like CALIBRATE, but only measured.
     """
 
@@ -65,12 +65,22 @@ class Update(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         sha256: of the whole file, hex.
         size_bytes: of the whole file.
+        version: of its release.
+        hashes: the first 16 bytes of each chunk's SHA-256, hex, one after the other.
+        chunk_bytes: of each chunk but the last.
+        name: of the policy, for people.
         url: where it can be had; empty fetches it over the broker.
+        budget_bytes: most bytes over the link to get it; 0 leaves it to the device.
     """
 
     sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
-    size_bytes: Annotated[int, Meta(ge=1, le=1 << 40)]
-    url: Annotated[str, Meta(max_length=2048)] = ""
+    size_bytes: Annotated[int, Meta(ge=1, le=1 << 28)]
+    version: Annotated[int, Meta(ge=1, le=(1 << 63) - 1)]
+    hashes: Annotated[str, Meta(pattern=r"^[0-9a-f]*\Z")]
+    chunk_bytes: Annotated[int, Meta(ge=1024, le=1 << 18)] = 32 << 10
+    name: Annotated[str, Meta(max_length=100)] = ""
+    url: Annotated[str, Meta(max_length=1000)] = ""
+    budget_bytes: Annotated[int, Meta(ge=0, le=1 << 40)] = 0
 
 
 class Bench(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

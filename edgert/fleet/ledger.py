@@ -532,6 +532,8 @@ def _cause(
     blocked = unmet(order.when, facts)
     if not facts.accept_jobs and RULES[Kind(order.kind)].heavy:
         blocked = (*blocked, "the governor has no room")
+    if facts.drained:
+        blocked = (*blocked, "drained")
     return (None, blocked) if blocked else Cause.STARTED
 
 

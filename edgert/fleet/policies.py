@@ -6,6 +6,7 @@ always did: who may publish there is then the only question, and `edgert fleet c
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import msgspec
@@ -14,6 +15,7 @@ from edgert import bundle, wire
 from edgert.config import Config
 from edgert.errors import ArtifactError, MessageError
 from edgert.fleet import fetch, trust, update
+from edgert.fleet.kinds import Kind, Update, read_args
 from edgert.fleet.update import Compatible, Effect, Updates
 from edgert.offers import Arrived, Checked, Do, KeysNote, SeenNote
 
@@ -345,6 +347,77 @@ def stepped(policies: Policies, event: update.Event, now_s: float) -> tuple[Poli
     """
     updates, effects = update.step(policies.updates, event, now_s)
     return msgspec.structs.replace(policies, updates=updates), [*effects]
+
+
+def offer_of(id_: str, args: Mapping[str, object]) -> wire.PolicyOffer | trust.Refusal:
+    """The offer that a job of kind `update` is.
+
+    Args:
+        id_: of the job, and from now on of the offer.
+        args: of the job.
+
+    Returns:
+        The offer, or what is wrong with it.
+
+    Raises:
+        Nothing.
+    Source:
+        ours: a job is signed as an offer is; there is one way for a policy into a device.
+    """
+    told = read_args(Kind.UPDATE, args)
+    if not isinstance(told, Update):
+        return trust.Refusal("unreadable", str(told))
+    if len(told.hashes) % 2:
+        return trust.Refusal("unreadable", "hashes: half a byte is none")
+    named = {field: getattr(told, field) for field in told.__struct_fields__ if field != "hashes"}
+    return trust.read_offer(wire.encode(wire.PolicyOffer(id=id_, hashes=bytes.fromhex(told.hashes), **named)))
+
+
+def job_outcome(policies: Policies, id_: str) -> str | None:
+    """What became of such a job, in words.
+
+    Args:
+        policies: the state.
+        id_: of the job.
+
+    Returns:
+        Empty: its policy is kept. None: nothing yet.
+
+    Raises:
+        Nothing.
+    Source:
+        ours: level, not edge; a device that starts anew sees the same.
+    """
+    updates = policies.updates
+    document = updates.document
+    if document.offer is not None and document.offer.id == id_:
+        if document.stage in update.OPEN or not updates.noted:
+            return None
+        return "" if document.stage == "kept" else f"{document.stage}: {document.code}: {document.why}"
+    waits = updates.waiting is not None and updates.waiting.id == id_
+    return None if waits else "another offer took its place"
+
+
+def withdrawn_with(policies: Policies, id_: str) -> bool:
+    """Does the offer end with this job?
+
+    Args:
+        policies: the state.
+        id_: of the job.
+
+    Returns:
+        True: it is that job's, and acts not yet.
+
+    Raises:
+        Nothing.
+    Source:
+        ours: what acts on trial is for the trial to judge.
+    """
+    updates = policies.updates
+    document = updates.document
+    if updates.waiting is not None and updates.waiting.id == id_:
+        return True
+    return document.offer is not None and document.offer.id == id_ and document.stage in update.OPEN - {"trial"}
 
 
 def check(

@@ -19,8 +19,13 @@ import msgspec
 from edgert.errors import MessageError
 
 SESSION_TAKEN_OVER = 0x8E
-REFUSED_CODES = frozenset({0x84, 0x85, 0x86, 0x87, 0x8A, 0x8C})
+UNSUPPORTED = 0x84
+REFUSED_CODES = frozenset({UNSUPPORTED, 0x85, 0x86, 0x87, 0x8A, 0x8C})
 """Unsupported protocol, client id not valid, bad password, not authorised, banned, bad method (MQTT 5, 2.4)."""
+
+
+UNANSWERED_MAX = 3
+"""Another device of the same name takes turns without end: it is named a little later."""
 
 
 class Phase(enum.Enum):
@@ -57,11 +62,14 @@ class Link(msgspec.Struct, frozen=True):
         phase: where it stands.
         failures: links lost or refused since one was last stable.
         at_s: WAITING: when to connect. CONNECTING, UP: since when.
+        unanswered: attempts given up before an answer came. A broker that was only slow still has them, and lets each
+            take over the session of a later one: that is no other device.
     """
 
     phase: Phase = Phase.WAITING
     failures: int = 0
     at_s: float = 0.0
+    unanswered: int = 0
 
 
 class Tick(msgspec.Struct, frozen=True):
@@ -119,13 +127,18 @@ def step_link(
     """
     match link.phase, event:
         case Phase.WAITING, Tick() if now_s >= link.at_s:
-            return Link(Phase.CONNECTING, link.failures, now_s), [Connect()]
+            return Link(Phase.CONNECTING, link.failures, now_s, link.unanswered), [Connect()]
         case Phase.CONNECTING, Opened():
-            return Link(Phase.UP, link.failures, now_s), []
+            return Link(Phase.UP, link.failures, now_s, link.unanswered), []
         case ((Phase.CONNECTING | Phase.UP), Lost(reason_code=code)):
             stable = link.phase is Phase.UP and now_s - link.at_s >= rules.stable_s
-            failures = 0 if stable else link.failures
-            if code == SESSION_TAKEN_OVER or code in REFUSED_CODES:
+            failures, unanswered = (0, 0) if stable else (link.failures, link.unanswered)
+            by_itself = code == SESSION_TAKEN_OVER and unanswered > 0
+            if link.phase is Phase.CONNECTING and code is None:
+                unanswered = min(unanswered + 1, UNANSWERED_MAX)
+            elif by_itself:
+                unanswered -= 1
+            if (code == SESSION_TAKEN_OVER and not by_itself) or code in REFUSED_CODES:
                 # A quarter of spread: after a password change a whole fleet is refused in the same second.
                 delay_s = rules.cap_s * (1.0 + u / 4.0)
                 faults = [Fault("duplicate-identity" if code == SESSION_TAKEN_OVER else "refused")]
@@ -134,8 +147,57 @@ def step_link(
                 delay_s = u * min(rules.cap_s, rules.base_s * 2.0 ** min(failures - 1, 32)) if failures else 0.0
                 young = link.phase is Phase.UP and not stable
                 faults = [Fault("flapping")] if young and failures >= rules.flapping else []
-            return Link(Phase.WAITING, failures + 1, now_s + delay_s), [*faults]
+            return Link(Phase.WAITING, failures + 1, now_s + delay_s, unanswered), [*faults]
     return link, []
+
+
+MUTE_MAX = 3
+"""Connections on end that the broker closed without a word, after which the other MQTT is tried."""
+
+
+class Dialect(msgspec.Struct, frozen=True):
+    """Which MQTT is spoken: 5, or 3.1.1 with a broker that understands nothing else.
+
+    Attributes:
+        v5: the next connection begins with 5.
+        mute: connections on end that were closed without a word.
+        told: the broker itself said that it does not understand 5.
+    """
+
+    v5: bool = True
+    mute: int = 0
+    told: bool = False
+
+
+def step_dialect(dialect: Dialect, phase: Phase, reason_code: int | None, *, mute: bool) -> Dialect:
+    """Which MQTT to speak after a connection was lost.
+
+    Args:
+        dialect: that was spoken.
+        phase: in which it was lost.
+        reason_code: the broker's, or None.
+        mute: it closed the connection before it had answered, without a word.
+
+    Returns:
+        What to speak next.
+
+    Raises:
+        nothing.
+
+    Source:
+        MQTT 5.0 section 3.1.2.2 (a server answers 0x84 to a version it does not know) and MQTT 3.1.1 section 3.1.2.2
+        (return code 1, which clients read as 0x84). Brokers that just hang up exist, and so do relays in front of
+        brokers that are down: only the first are met in 3.1.1, and what was only guessed is tried anew after each link.
+    """
+    if reason_code == UNSUPPORTED:
+        return Dialect(v5=not dialect.v5, told=dialect.v5)
+    if phase is Phase.UP:
+        return Dialect(v5=not dialect.told, told=dialect.told)
+    if not mute:
+        return msgspec.structs.replace(dialect, mute=0)
+    if dialect.mute + 1 < MUTE_MAX:
+        return msgspec.structs.replace(dialect, mute=dialect.mute + 1)
+    return Dialect(v5=not dialect.v5)
 
 
 class OutboxRules(msgspec.Struct, frozen=True, kw_only=True):
@@ -346,20 +408,21 @@ class Collector(msgspec.Struct, frozen=True):
         stream: being received, or None before the first event.
         wanted: the number to deliver next.
         skipped: events that the sender no longer had.
-        past: streams that ended, oldest first; a late event of one of them is ignored.
+        past: (stream, its number to deliver next) of those that were received before, oldest first. One of them goes
+            on where two devices have one name, or where its event is only late: nothing is delivered twice.
     """
 
     stream: str | None = None
     wanted: int = 1
     skipped: int = 0
-    past: tuple[str, ...] = ()
+    past: tuple[tuple[str, int], ...] = ()
 
 
 PAST_STREAMS = 8
 MAX_SEQ = 2**63 - 1
 
 
-def collect(collector: Collector, stream: str, first: int, seq: int) -> tuple[Collector, bool, int | None]:
+def collect(collector: Collector, stream: str, first: int, seq: int) -> tuple[Collector, bool, int]:
     """Judge one event that arrived, perhaps late, twice or out of order.
 
     Events that come too early are not kept: the sender repeats them, and a receiver of thousands stays small. One
@@ -372,8 +435,8 @@ def collect(collector: Collector, stream: str, first: int, seq: int) -> tuple[Co
         seq: number of this event.
 
     Returns:
-        The state after; whether to deliver this event; and the number to acknowledge (everything up to it is held),
-        or None when the event belongs to a stream that ended. Acknowledge only after what was delivered is safe.
+        The state after; whether to deliver this event; and the number to acknowledge (everything up to it is held; 0
+        for nothing yet). Acknowledge only after what was delivered is safe.
 
     Raises:
         MessageError: the numbers cannot be true.
@@ -384,10 +447,11 @@ def collect(collector: Collector, stream: str, first: int, seq: int) -> tuple[Co
     if not 1 <= first <= seq <= MAX_SEQ:
         raise MessageError(f"event {seq} of stream {stream!r} claims first={first}: expected 1 <= first <= seq < 2**63")
     if stream != collector.stream:
-        if stream in collector.past:
-            return collector, False, None
-        past = collector.past if collector.stream is None else (*collector.past, collector.stream)[-PAST_STREAMS:]
-        collector = Collector(stream, first, collector.skipped, past)
+        wanted = dict(collector.past).get(stream, first)
+        past = tuple(each for each in collector.past if each[0] != stream)
+        if collector.stream is not None:
+            past = (*past, (collector.stream, collector.wanted))[-PAST_STREAMS:]
+        collector = Collector(stream, wanted, collector.skipped, past)
     if first > collector.wanted:
         lost = first - collector.wanted
         collector = msgspec.structs.replace(collector, wanted=first, skipped=collector.skipped + lost)

@@ -20,6 +20,7 @@ from msgspec import Meta
 from edgert import wire
 from edgert.bundle import Bundle
 from edgert.errors import ArtifactError, MessageError
+from edgert.modelfile import ModelBundle
 
 Verify = Callable[[bytes, bytes, bytes], bool]
 """(public key, message, signature) -> it is right."""
@@ -172,7 +173,7 @@ def encode_seal(seal: Seal) -> bytes:
     return msgspec.json.encode(seal, order="deterministic")
 
 
-def read_seal(bundle: Bundle) -> Seal | None:
+def read_seal(bundle: Bundle | ModelBundle) -> Seal | None:
     """Who vouches for a bundle, unverified.
 
     Args:
@@ -195,7 +196,7 @@ def read_seal(bundle: Bundle) -> Seal | None:
 
 
 def judge_bundle(
-    bundle: Bundle,
+    bundle: Bundle | ModelBundle,
     keys: wire.KeyList | None,
     *,
     required: bool,

@@ -23,7 +23,7 @@ from edgert.fleet.command import named_goals
 from edgert.fleet.schedule import Schedule
 from edgert.values import Operating, SetExits
 
-GOALS, EXITS, PAUSED, STEPS, TEACHER, LABELS, SCHEDULES = (
+GOALS, EXITS, PAUSED, STEPS, TEACHER, LABELS, SCHEDULES, DRAINED = (
     "goals",
     "exits",
     "learn.paused",
@@ -31,8 +31,9 @@ GOALS, EXITS, PAUSED, STEPS, TEACHER, LABELS, SCHEDULES = (
     "teacher.max_bytes_per_s",
     "labels",
     "schedules",
+    "drained",
 )
-KEYS = (GOALS, EXITS, PAUSED, STEPS, TEACHER, LABELS, SCHEDULES)
+KEYS = (GOALS, EXITS, PAUSED, STEPS, TEACHER, LABELS, SCHEDULES, DRAINED)
 LABELS_MAX, LABEL_LETTERS = 32, 64
 WHY_LETTERS = 500
 REFUSED_MAX = 32
@@ -61,6 +62,7 @@ class Wishes(msgspec.Struct, frozen=True, kw_only=True):
         train_steps_hz, teacher_bytes_per_s: instead of the configuration's.
         labels: for picking devices out of a fleet.
         schedules: name -> schedule, without fault.
+        drained: no job may start.
     """
 
     goals: Goals | None = None
@@ -70,6 +72,7 @@ class Wishes(msgspec.Struct, frozen=True, kw_only=True):
     teacher_bytes_per_s: float | None = None
     labels: dict[str, str] = {}
     schedules: dict[str, Schedule] = {}
+    drained: bool = False
 
 
 class Twin(msgspec.Struct, frozen=True, kw_only=True):
@@ -226,6 +229,7 @@ def report(twin: Twin, config: Config, *, paused: bool, exits_refused: str = "")
         TEACHER: config.teacher.max_bytes_per_s,
         LABELS: dict(wishes.labels),
         SCHEDULES: {name: sparse(each) for name, each in wishes.schedules.items()},
+        DRAINED: wishes.drained,
     }
     if EXITS not in refused and wishes.exits is not None and twin.desired is not None:
         settings[EXITS] = twin.desired.settings[EXITS]
@@ -339,6 +343,10 @@ def _paused(value: object, config: Config, _: int) -> tuple[str, object]:
     return "paused", msgspec.convert(value, bool)
 
 
+def _drained(value: object, _config: Config, _: int) -> tuple[str, object]:
+    return "drained", msgspec.convert(value, bool)
+
+
 def _of(section: type[Learn | Teacher], key: str, field: str) -> Callable[[object, Config, int], tuple[str, object]]:
     """A number that a section of the configuration has a range for."""
 
@@ -391,4 +399,5 @@ _READ: Mapping[str, Callable[[object, Config, int], tuple[str, object]]] = {
     TEACHER: _of(Teacher, "max_bytes_per_s", "teacher_bytes_per_s"),
     LABELS: _labels,
     SCHEDULES: _schedules,
+    DRAINED: _drained,
 }

@@ -372,6 +372,9 @@ def _offered(updates: Updates, offer: wire.PolicyOffer, effects: list[Effect]) -
         return updates
     if document.stage in ("checking", "trial"):
         return replace(updates, waiting=offer)
+    stale = offer.version <= document.floor and offer.sha256 != document.kept
+    if document.stage in OPEN and (stale or offer.sha256 in document.bad):
+        return updates  # one that the broker has kept for long does not end one that is on its way
     updates = replace(updates, waiting=None)
     _leave(updates, effects)
     effects.append(Say("update-offered", {"id": offer.id, "sha256": offer.sha256, "version": offer.version}))

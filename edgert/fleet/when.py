@@ -20,6 +20,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         idle: the processor has little to do.
         charging: external power is there; a board without a battery always has it.
         accept_jobs: the governor has room for work that others bring.
+        drained: the fleet wants no job begun here.
     """
 
     battery_frac: float | None = None
@@ -30,6 +31,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     idle: bool | None = None
     charging: bool | None = None
     accept_jobs: bool = True
+    drained: bool = False
 
 
 class When(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

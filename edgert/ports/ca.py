@@ -75,11 +75,17 @@ pattern write edgert/v1/{fleet}/%u/status/#
 pattern write edgert/v1/{fleet}/%u/tele/#
 pattern write edgert/v1/{fleet}/%u/evt/#
 pattern write edgert/v1/{fleet}/%u/know/ask/#
+pattern write edgert/v1/{fleet}/%u/infer/ask/#
 pattern write edgert/v1/{fleet}/%u/job/state/#
 pattern write edgert/v1/{fleet}/%u/twin/reported/#
 pattern write edgert/v1/{fleet}/%u/policy/report/#
+pattern write edgert/v1/{fleet}/%u/place/#
+pattern read edgert/v1/{fleet}/+/place/+/%u
+pattern read edgert/v1/{fleet}/+/place/gone/-
+pattern read edgert/v1/{fleet}/+/place/chunk/+
 pattern read edgert/v1/{fleet}/%u/#
 pattern read edgert/v1/{fleet}/-/policy/#
+pattern read edgert/v1/{fleet}/+/infer/load/+
 """
 
 _STAFF = """

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from edgert.errors import StoreError
@@ -84,3 +84,29 @@ def open_database(
             return begun(), f"{error}; kept as {kept}"
     except (OSError, sqlite3.Error, _BrokenError) as error:
         raise StoreError(f"cannot open {what} {path}: {error}; check its owner and free space") from error
+
+
+@contextmanager
+def transaction(db: sqlite3.Connection, what: str) -> Iterator[None]:
+    """All that is written inside is kept, or, whatever goes wrong, none of it.
+
+    Args:
+        db: of `open_database`.
+        what: is done, for errors: "write job 7 in /var/...".
+
+    Raises:
+        StoreError: the disk refused.
+
+    Blocks: until the disk has it.
+    """
+    try:
+        db.execute("BEGIN IMMEDIATE")
+        yield
+        db.execute("COMMIT")
+    except BaseException as error:
+        with suppress(sqlite3.Error):
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+        if isinstance(error, sqlite3.Error):
+            raise StoreError(f"cannot {what}: {error}") from error
+        raise

@@ -96,7 +96,8 @@ class Part:
         try:
             fd = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
-                if os.fstat(fd).st_size != self.offer.size_bytes:
+                begun = os.fstat(fd).st_size != self.offer.size_bytes
+                if begun:
                     os.posix_fallocate(fd, 0, self.offer.size_bytes)  # what was counted on is taken at once
                     os.ftruncate(fd, self.offer.size_bytes)
                 rest, at = memoryview(data), index * self.offer.chunk_bytes
@@ -104,6 +105,8 @@ class Part:
                     written = os.pwrite(fd, rest, at)
                     rest, at = rest[written:], at + written
                 os.fdatasync(fd)
+                if begun:  # a file without a name is fetched again from the beginning
+                    self._sync_folder()
             finally:
                 os.close(fd)
         except OSError as error:
@@ -130,14 +133,17 @@ class Part:
                 remove(self._part)
                 raise ArtifactError(f"{self._part}: is not what was offered: its sha256 differs")
             self._part.rename(self.path)
-            directory = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
+            self._sync_folder()
         except OSError as error:
             raise store_error(error, "finish", self._part) from error
         return self.path
+
+    def _sync_folder(self) -> None:
+        directory = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
 
 
 def sweep(folder: Path, keep: set[str]) -> int:
@@ -282,10 +288,14 @@ class Http(threading.Thread):
                 begin += len(data)
                 self._spent_bytes += len(data)
                 self._cut(data)
-        except (OSError, http.client.HTTPException) as error:
-            if isinstance(error, LinkError):
-                raise
-            raise LinkError(f"{self._offer.url}: {type(error).__name__}: {error}") from error
+        except (LinkError, ArtifactError):
+            raise
+        except OSError as error:  # before ValueError: a certificate that is not valid yet is both, and clocks get set
+            raise LinkError(f"{self._offer.url!r}: {type(error).__name__}: {error}") from error
+        except (http.client.InvalidURL, ValueError) as error:  # no name of a host, no path of a file
+            raise ArtifactError(f"{self._offer.url!r}: {error}") from error
+        except http.client.HTTPException as error:
+            raise LinkError(f"{self._offer.url!r}: {type(error).__name__}: {error}") from error
         finally:
             connection.close()
 
@@ -293,13 +303,15 @@ class Http(threading.Thread):
         try:
             parts = urlsplit(self._offer.url)
             host, port = parts.hostname, parts.port
-        except ValueError as error:
-            raise ArtifactError(f"{self._offer.url}: {error}") from error
-        if not host or parts.scheme not in ("http", "https"):
-            raise ArtifactError(f"{self._offer.url}: only http:// and https:// can be fetched")
-        if parts.scheme == "https":
-            return http.client.HTTPSConnection(host, port, timeout=TIMEOUT_S, context=ssl.create_default_context())
-        return http.client.HTTPConnection(host, port, timeout=TIMEOUT_S)
+            if not host or parts.scheme not in ("http", "https"):
+                raise ArtifactError(f"{self._offer.url!r}: only http:// and https:// can be fetched")
+            if parts.scheme == "https":
+                return http.client.HTTPSConnection(host, port, timeout=TIMEOUT_S, context=ssl.create_default_context())
+            return http.client.HTTPConnection(host, port, timeout=TIMEOUT_S)
+        except ArtifactError:
+            raise
+        except (http.client.InvalidURL, ValueError) as error:
+            raise ArtifactError(f"{self._offer.url!r}: {error}") from error
 
     def _believe(self, response: http.client.HTTPResponse, begin: int) -> None:
         if response.status in (408, 425, 429) or response.status >= 500:

@@ -7,12 +7,11 @@ cannot be trusted is set aside as `.broken` and a new one begins.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from edgert.errors import StoreError
-from edgert.ports.database import open_database
+from edgert.ports.database import open_database, transaction
 
 _SCHEMA = """
 CREATE TABLE jobs (id TEXT PRIMARY KEY, body BLOB NOT NULL);
@@ -52,17 +51,8 @@ class JobStore:
         )
         self.fault: str | None = broken and f"jobs-broken: {broken}"
 
-    @contextmanager
-    def _commit(self, what: str) -> Iterator[None]:
-        try:
-            self._db.execute("BEGIN IMMEDIATE")
-            yield
-            self._db.execute("COMMIT")
-        except sqlite3.Error as error:
-            with suppress(sqlite3.Error):
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-            raise StoreError(f"cannot {what} in {self._path}: {error}") from error
+    def _commit(self, what: str) -> AbstractContextManager[None]:
+        return transaction(self._db, f"{what} in {self._path}")
 
     def write_job(self, id_: str, body: bytes, mark: tuple[str, bytes] | None = None) -> None:
         """Write a job, and a schedule's mark with it.

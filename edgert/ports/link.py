@@ -89,6 +89,41 @@ class Ack(NamedTuple):
     mid: int
 
 
+class Subscriptions:
+    """Filters that are wanted, and what of them the broker has not been told yet. Whoever uses it brings a lock."""
+
+    def __init__(self) -> None:
+        self._filters: dict[str, int] = {}
+        self._unwanted: set[str] = set()
+        self._new: dict[str, int] = {}
+        self._old: set[str] = set()
+
+    def want(self, filters: dict[str, int], *, again: bool) -> None:
+        """Filter -> QoS, from now on; with `again` on every connection to come."""
+        self._filters.update(filters if again else {})
+        self._unwanted -= set(filters)
+        self._new.update(filters)
+        self._old -= set(filters)
+
+    def leave(self, filters: set[str], *, again: bool) -> None:
+        """No more of these; with `again` that is said on every connection to come."""
+        self._unwanted |= filters if again else set()
+        self._old |= filters
+        for name in filters:
+            self._filters.pop(name, None)
+            self._new.pop(name, None)
+
+    def begin(self) -> None:
+        """A connection came up: the broker is told everything that lasts."""
+        self._new, self._old = dict(self._filters), set(self._unwanted)
+
+    def take(self) -> tuple[dict[str, int], set[str]]:
+        """What is to be subscribed to and unsubscribed from now."""
+        taken = self._new, self._old
+        self._new, self._old = {}, set()
+        return taken
+
+
 class Inbox:
     """Events waiting for the owner, with a file descriptor that is readable while there are some.
 

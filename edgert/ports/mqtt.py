@@ -1,9 +1,9 @@
 """The broker, seen through one thread: bytes in, bytes out, and no decisions.
 
-Only this file knows paho. It is used through its external-loop calls from a thread of ours, and a new paho client is
-made for every connection, so that nothing paho remembers (its unbounded queue, its message states) outlives one: a
-message that the broker answers by closing the connection cannot come back by itself. Whoever published it is told that
-it is `unconfirmed`, and decides. When to connect again is decided by `fleet.session`.
+Only this file and `packets` know paho. It is used through its external-loop calls from a thread of ours, and a new
+paho client is made for every connection, so that nothing paho remembers (its unbounded queue, its message states)
+outlives one: a message that the broker answers by closing the connection cannot come back by itself. Whoever published
+it is told that it is `unconfirmed`, and decides. When to connect again is decided by `fleet.session`.
 """
 
 from __future__ import annotations
@@ -11,24 +11,34 @@ from __future__ import annotations
 import contextlib
 import random
 import select
-import socket
-import struct
 import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import msgspec
 import paho.mqtt.client as paho
-from paho.mqtt import MQTTException
-from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from edgert.errors import UsageError
-from edgert.fleet.session import LINK_RULES, Connect, Fault, Link, LinkRules, Lost, Opened, Phase, Tick, step_link
+from edgert.fleet.session import (
+    LINK_RULES,
+    UNSUPPORTED,
+    Connect,
+    Dialect,
+    Fault,
+    Link,
+    LinkRules,
+    Lost,
+    Opened,
+    Phase,
+    Tick,
+    step_dialect,
+    step_link,
+)
+from edgert.ports import packets
 from edgert.ports.link import (
     Ack,
     Address,
@@ -38,6 +48,7 @@ from edgert.ports.link import (
     LinkUp,
     Published,
     Received,
+    Subscriptions,
     drain,
     parse_url,
     wake_pair,
@@ -123,24 +134,25 @@ class Mqtt:
         self._acks: list[Ack] = []
         self._out: deque[_Outgoing] = deque()
         self._out_bytes = 0
-        self._filters: dict[str, int] = {}
-        self._unwanted: set[str] = set()
-        self._orders: tuple[dict[str, int], set[str]] = ({}, set())
+        self._subscriptions = Subscriptions()
         self._faults: dict[str, int] = {}
         self._limit_bytes: int | None = None
         self._rtt_s: float | None = None
         self._closing = False
+        self._kick = ""
         self._flush_until_s = 0.0
         self._goodbye = True
         # Of the thread only.
         self._client: paho.Client | None = None
         self._generation = 0
         self._link = Link()
+        self._dialect = Dialect()
+        self._mute = False
         self._lost: tuple[int | None, str] | None = None
         self._flight: dict[int, _Outgoing] = {}
         self._flight_max = MAX_FLIGHT
         self._beat_s = time.monotonic()
-        self._thread = threading.Thread(target=self._run, name=f"mqtt {client_id}", daemon=True)
+        self._thread = self._new_thread("")
 
     # What the owner calls.
 
@@ -148,6 +160,9 @@ class Mqtt:
         """Begin to connect, and stay connected until `close()`."""
         self._thread.start()
         return self
+
+    def _new_thread(self, after: str) -> threading.Thread:
+        return threading.Thread(target=self._run, args=(after,), name=f"mqtt {self._client_id}", daemon=True)
 
     def fileno(self) -> int:
         """Readable when `events()` has something."""
@@ -199,7 +214,7 @@ class Mqtt:
         """
         if qos not in (0, 1) or not topic or "+" in topic or "#" in topic or len(topic.encode()) > 65_535:
             raise UsageError(f"cannot publish to {topic!r} at QoS {qos}: QoS is 0 or 1 and a topic has no wildcards")
-        properties, properties_bytes = _properties(
+        properties, properties_bytes = packets.properties(
             PacketTypes.PUBLISH,
             MessageExpiryInterval=expiry_s,
             ContentType=content_type,
@@ -225,23 +240,14 @@ class Mqtt:
 
     def subscribe(self, filters: Iterable[tuple[str, int]], *, again: bool = True) -> None:
         """Receive what matches these (filter, QoS) pairs, now and, with `again`, after every reconnection."""
-        new = dict(filters)
         with self._lock:
-            self._filters.update(new if again else {})
-            self._unwanted -= set(new)
-            self._orders[0].update(new)
-            self._orders[1].difference_update(new)
+            self._subscriptions.want(dict(filters), again=again)
         self._wake()
 
     def unsubscribe(self, filters: Iterable[str], *, again: bool = True) -> None:
         """Receive no more of these; `again`: say so at every connection, as a lasting session may remember them."""
-        old = set(filters)
         with self._lock:
-            self._unwanted |= old if again else set()
-            self._orders[1].update(old)
-            for name in old:
-                self._filters.pop(name, None)
-                self._orders[0].pop(name, None)
+            self._subscriptions.leave(set(filters), again=again)
         self._wake()
 
     def max_payload_bytes(self, topic: str) -> int | None:
@@ -269,6 +275,21 @@ class Mqtt:
         """The thread is alive and has turned within the last minute; False before `start()` and after `close()`."""
         return self._thread.is_alive() and time.monotonic() - self._beat_s < 60.0
 
+    def revive(self) -> bool:
+        """Put a new thread in the place of one that died (fault `thread-replaced`); False where one hangs instead."""
+        if not self._thread.is_alive() and not self._closing and self._thread.ident is not None:
+            self._count("thread-replaced")
+            self._beat_s = time.monotonic()
+            self._thread = self._new_thread("the thread that talked to the broker died")
+            self._thread.start()
+        return self.healthy()
+
+    def reconnect(self, why: str) -> None:
+        """Give the connection up, because of something that cannot be seen from in here, and make another."""
+        with self._lock:
+            self._kick = why
+        self._wake()
+
     def close(self, *, goodbye: bool = True, flush_s: float = 2.0) -> None:
         """Leave, waiting at most `flush_s` for confirmations; without `goodbye` the broker publishes the will."""
         with self._lock:
@@ -280,7 +301,7 @@ class Mqtt:
             self._thread.join(flush_s + 2.0)
         if not self._thread.is_alive():
             if self._client is not None:
-                _abandon(self._client)
+                packets.abandon(self._client)
             for end in (self._wake_r, self._wake_w, self._inbox):
                 end.close()
 
@@ -316,7 +337,9 @@ class Mqtt:
 
     # The thread.
 
-    def _run(self) -> None:
+    def _run(self, after: str) -> None:
+        if after:
+            self._drop(None, after)
         while True:
             self._beat_s = time.monotonic()
             try:
@@ -334,6 +357,7 @@ class Mqtt:
         with self._lock:
             closing, until_s = self._closing, self._flush_until_s
             idle = not self._out and not self._flight
+            kick, self._kick = self._kick, ""
         if closing and (idle or now_s >= until_s or self._link.phase is not Phase.UP):
             self._leave()
             return False
@@ -345,6 +369,8 @@ class Mqtt:
             elif now_s - self._link.at_s > CONNACK_S:
                 self._lost = (None, f"no CONNACK within {CONNACK_S:g} s")
             client.loop_misc()
+            if kick and self._link.phase is Phase.UP:
+                self._lost = (None, kick)
         self._check_lost()
         self._wait()
         return True
@@ -390,22 +416,16 @@ class Mqtt:
 
     def _connect(self) -> None:
         self._generation += 1
-        self._lost = None
-        address = self._address
-        client = paho.Client(CallbackAPIVersion.VERSION2, self._client_id, protocol=paho.MQTTv5, manual_ack=True)
+        self._lost, self._mute = None, False
+        address, v5 = self._address, self._dialect.v5
+        client = packets.new_client(address, self._client_id, self._will, v5=v5, lasting=self._session_expiry_s > 0)
         self._client = client
-        client.connect_timeout = 5.0
-        if address.username is not None:
-            client.username_pw_set(address.username, address.password)
-        client.on_socket_open = self._on_socket_open
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
         client.on_publish = self._on_publish
         client.on_subscribe = self._on_subscribe
-        if self._will is not None:
-            client.will_set(self._will[0], self._will[1], qos=1, retain=True)
-        properties, _ = _properties(
+        properties, _ = packets.properties(
             PacketTypes.CONNECT,
             SessionExpiryInterval=self._session_expiry_s,
             ReceiveMaximum=self._receive_maximum,
@@ -414,32 +434,42 @@ class Mqtt:
         try:
             if address.tls:
                 client.tls_set(address.ca_file, address.cert_file, address.key_file)
-            client.connect(address.host, address.port, self._keepalive_s, clean_start=False, properties=properties)
+            where = address.host, address.port, self._keepalive_s
+            if v5:
+                client.connect(*where, clean_start=False, properties=properties)
+            else:
+                client.connect(*where)
         except (OSError, ValueError) as error:
             self._lost = (None, f"cannot connect to {address.host}:{address.port}: {error}")
 
     def _work(self, client: paho.Client) -> None:
         with self._lock:
-            (wanted, unwanted), self._orders = self._orders, ({}, set())
             acks, self._acks = self._acks, []
-        if unwanted:
-            client.unsubscribe(sorted(unwanted))
-        if wanted:
-            client.subscribe(list(wanted.items()))
         for generation, mid in acks:
             # The message ids of a former connection mean something else now; the broker sends those messages again.
             if generation == self._generation:
                 client.ack(mid, 1)
         while not client.want_write() and client.socket() is not None:
             with self._lock:
-                if not self._out or (self._out[0].qos and len(self._flight) >= self._flight_max):
-                    return
-                message = self._out.popleft()
-            self._publish(client, message)
+                # Looked at anew before each message: who subscribes and then publishes may wait for what comes of it.
+                wanted, unwanted = self._subscriptions.take()
+                message = None
+                room = self._out and not (self._out[0].qos and len(self._flight) >= self._flight_max)
+                if room and not wanted and not unwanted:
+                    message = self._out.popleft()
+            if unwanted:
+                client.unsubscribe(sorted(unwanted))
+            if wanted:
+                client.subscribe(list(wanted.items()))
+            if message is not None:
+                self._publish(client, message)
+            elif not wanted and not unwanted:
+                return
 
     def _publish(self, client: paho.Client, message: _Outgoing) -> None:
         message.sent_s = time.monotonic()
-        info = client.publish(message.topic, message.payload, message.qos, message.retain, message.properties)
+        properties = message.properties if self._dialect.v5 else None
+        info = client.publish(message.topic, message.payload, message.qos, message.retain, properties)
         if info.rc != paho.MQTT_ERR_SUCCESS:
             with self._lock:
                 self._out.appendleft(message)
@@ -462,9 +492,12 @@ class Mqtt:
     def _drop(self, reason_code: int | None, reason: str) -> None:
         client, self._client, self._lost = self._client, None, None
         if client is not None:
-            _abandon(client)
-        now_s = time.monotonic()
-        fault = self._step(Lost(reason_code), now_s)
+            packets.abandon(client)
+        now_s, spoken = time.monotonic(), self._dialect
+        self._dialect = step_dialect(spoken, self._link.phase, reason_code, mute=self._mute)
+        self._mute = False
+        fallen_back = spoken.v5 and reason_code == UNSUPPORTED
+        fault = self._step(Lost(None if fallen_back else reason_code), now_s)
         self._tell(
             LinkDown(
                 reason_code=reason_code,
@@ -491,14 +524,10 @@ class Mqtt:
             if self._goodbye and client.is_connected():
                 self._work(client)
                 client.disconnect()
-            _abandon(client)
+            packets.abandon(client)
         self._forget()
 
     # What paho calls, always in the thread.
-
-    def _on_socket_open(self, client: paho.Client, _: object, sock: Any) -> None:
-        # Nagle and delayed acknowledgements together cost 40 ms a round trip on small QoS 1 messages.
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def _on_connect(
         self, client: paho.Client, _: object, flags: paho.ConnectFlags, code: ReasonCode, properties: Properties | None
@@ -510,10 +539,14 @@ class Mqtt:
         server_max: int | None = said.get("MaximumPacketSize")
         self._flight_max = min(MAX_FLIGHT, said.get("ReceiveMaximum", MAX_FLIGHT))
         self._step(Opened(), time.monotonic())
+        if not self._dialect.v5:
+            self._count("mqtt-3.1.1")
         with self._lock:
             if self._birth is not None:
-                self._out.appendleft(_Outgoing(*self._birth, 1, True, _properties(PacketTypes.PUBLISH)[0], None, 0))
-            self._orders = (dict(self._filters), set(self._unwanted))
+                self._out.appendleft(
+                    _Outgoing(*self._birth, 1, True, packets.properties(PacketTypes.PUBLISH)[0], None, 0)
+                )
+            self._subscriptions.begin()
             self._limit_bytes = min(self._max_packet_bytes, server_max or self._max_packet_bytes)
         self._tell(
             LinkUp(
@@ -528,6 +561,7 @@ class Mqtt:
     ) -> None:
         if self._lost is None:
             from_server = flags.is_disconnect_packet_from_server
+            self._mute = self._link.phase is Phase.CONNECTING
             self._lost = (code.value, f"the broker said: {code}") if from_server else (None, f"link lost: {code}")
 
     def _on_message(self, client: paho.Client, _: object, message: paho.MQTTMessage) -> None:
@@ -536,7 +570,7 @@ class Mqtt:
             # Brokers that ignore our MaximumPacketSize exist (rumqttd).
             if len(message.payload) > self._max_packet_bytes:
                 raise ValueError("inbound-oversize")
-            event = _received(message)
+            event = packets.received(message)
         except Exception as error:
             # It is acknowledged all the same: a message we cannot read would otherwise come back for ever.
             self._count("inbound-oversize" if str(error) == "inbound-oversize" else "inbound-unreadable")
@@ -561,39 +595,3 @@ class Mqtt:
         for code in codes:
             if code.is_failure:
                 self._count("subscribe-refused")
-
-
-def _properties(kind: int, **values: object) -> tuple[Properties, int]:
-    """The properties that are not None, and their size in a packet."""
-    properties = Properties(kind)  # type: ignore[no-untyped-call]  # paho leaves this one untyped
-    try:
-        for name, value in values.items():
-            if value is not None:
-                setattr(properties, name, value)
-        return properties, len(properties.pack())  # type: ignore[no-untyped-call]  # and this one
-    except (MQTTException, struct.error, TypeError, ValueError) as error:
-        raise UsageError(f"MQTT cannot say this: {error}") from error
-
-
-def _received(message: paho.MQTTMessage) -> Received:
-    said = vars(message.properties) if message.properties is not None else {}
-    return Received(
-        topic=message.topic,
-        payload=bytes(message.payload),
-        qos=message.qos,
-        retain=message.retain,
-        content_type=said.get("ContentType"),
-        response_topic=said.get("ResponseTopic"),
-        correlation=said.get("CorrelationData"),
-        expiry_s=said.get("MessageExpiryInterval"),
-        user=tuple((str(k), str(v)) for k, v in said.get("UserProperty", ())),
-    )
-
-
-def _abandon(client: paho.Client) -> None:
-    """Close the socket without a word; paho has no call that does this without sending DISCONNECT."""
-    sock: Any = client.socket()
-    client.on_disconnect = None
-    if sock is not None:
-        with contextlib.suppress(OSError):
-            sock.close()

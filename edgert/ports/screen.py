@@ -473,7 +473,7 @@ def picture(
     for name in names:
         table.add_row(name, *(_coloured(name, column.get(name, "")) for column in columns.values()))
     parts: list[Any] = [Text(title, style="bold", no_wrap=True), table]
-    if not names:
+    if not names and (devices or not facts):
         parts.append(Text("waiting for the first reports ...", style="dim"))
     for what, figures in facts:
         parts.append(Text.assemble((f"{what:<9} ", "dim"), figures))

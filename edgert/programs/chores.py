@@ -14,7 +14,7 @@ from pathlib import Path
 
 import cbor2
 
-from edgert import bus
+from edgert import bus, wire
 from edgert.errors import StoreError
 from edgert.fleet import records, schedule
 from edgert.fleet.kinds import Kind
@@ -30,6 +30,8 @@ LOOK_S = 1.0
 """Between two looks at the clocks: cron knows minutes."""
 
 TAIL_LINES = 200
+TAIL_BYTES = 48 << 10
+"""Of the lines that are shown, as UTF-8: with room to spare in the smallest packet that brokers are set to take."""
 
 log = logging.getLogger("edgert.supervisor")
 Put = Callable[[bus.FleetInput], None]
@@ -46,11 +48,15 @@ class Tail(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep a line."""
-        self._lines.append(f"{record.created:.3f} {record.levelname} {record.getMessage()[:500]}")
+        line = f"{record.created:.3f} {record.levelname} {record.getMessage()[:500]}"
+        self._lines.append(line.encode(errors="replace").decode())  # a message takes no half of a surrogate pair
 
-    def lines(self) -> list[str]:
-        """Oldest first."""
-        return list(self._lines)
+    def lines(self, newest: int = TAIL_LINES) -> list[str]:
+        """The newest, oldest first, as far as they fit into a message."""
+        lines = list(self._lines)[-newest:]
+        while sum(len(line.encode()) for line in lines) > TAIL_BYTES:
+            del lines[0]
+        return lines
 
 
 class Chores:
@@ -147,8 +153,7 @@ class Chores:
             case bus.DoJob(id_, kind, args):
                 command = run.get(Kind(kind))
                 if command is None:
-                    offered = "; policies are offered: `edgert fleet push`" if kind == Kind.UPDATE.value else ""
-                    self._put(bus.JobDone(id_, f"this device cannot {kind} as a job{offered}"))
+                    self._put(bus.JobDone(id_, f"this device cannot {kind} as a job"))
                 else:
                     self._start(id_, command(args))
             case bus.StopJob(id_):
@@ -262,6 +267,6 @@ def _uploaded(spool: Spool) -> set[str]:
             event = cbor2.loads(payload)
             if event["name"] == UPLOADED:
                 found.add(str(event["detail"]["id"]))
-        except Exception:  # a damaged row can hold anything, and is no evidence
+        except wire.UNREADABLE:  # a damaged row can hold anything, and is no evidence
             continue
     return found

@@ -8,7 +8,7 @@ from edgert import bundle, bus, offers
 from edgert.config import Config
 from edgert.device import Device
 from edgert.errors import ArtifactError, ConfigError, StoreError
-from edgert.fleet import policies, trust
+from edgert.fleet import policies, presence, trust
 from edgert.guard import Guard
 from edgert.ports.credentials import credential
 from edgert.ports.mqtt import Mqtt
@@ -57,8 +57,8 @@ class Deliveries:
         except StoreError as error:
             self._found, self.fault = policies.Found(), str(error)
 
-    def guard(self, device: Device) -> Guard:
-        """The device behind its guard."""
+    def guard(self, device: Device, herald: presence.Herald | None = None) -> Guard:
+        """The device behind its guard; `herald` says that it is there."""
         state, faults = policies.open_policies(
             self._config,
             self._manifest,
@@ -68,7 +68,7 @@ class Deliveries:
             installed=identity(self._manifest),
         )
         self.fault = "; ".join(filter(None, (self.fault, *faults)))
-        return Guard(device=device, policies=state, verify=verify)
+        return Guard(device=device, policies=state, verify=verify, herald=herald)
 
     def fileno(self) -> int:
         """Readable when `events` has something."""

@@ -255,26 +255,6 @@ class Operator:
             raise LinkError(f"the broker refused to take it: {', '.join(hex(code) for code in sorted(codes))}")
 
 
-def chosen(devices: dict[str, wire.PolicyReport], to: list[str]) -> list[str]:
-    """Which devices are meant by names, by `label:x`, or by `*`.
-
-    Raises:
-        ConfigError: one means nobody.
-    """
-    found: set[str] = set()
-    for each in to:
-        label = each.removeprefix("label:") if each.startswith("label:") else None
-        matching = {
-            device
-            for device, report in devices.items()
-            if each in ("*", device) or (label is not None and label in report.labels)
-        }
-        if not matching:
-            raise ConfigError(f"--to {each}: no device of this fleet ever said that it is one")
-        found |= matching
-    return sorted(found)
-
-
 class Drive:
     """Drives one rollout to its end, from wherever it stands.
 

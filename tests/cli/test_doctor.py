@@ -150,3 +150,14 @@ def test_keys_and_certificates_are_looked_at(tmp_path: Path) -> None:
     assert "chmod 600" in judged(397, now, 0o644).found
     missing = judged(397, now, trust__keys_file=str(tmp_path / "none"))
     assert missing.verdict == "fail" and "edgert key new" in missing.found
+
+
+def test_the_variants_of_inferences_are_looked_at(tmp_path: Path) -> None:
+    models = Path(__file__).parents[2] / "models"
+    path = config_file(tmp_path)
+    names = ("digits-0.5-full-int8.edgert", "none.edgert")
+    variants = "".join(f'[[offload.variants]]\nbundle = "{models / name}"\n' for name in names)
+    path.write_text(path.read_text().replace("[offload]\n", "[offload]\nenabled = true\n") + variants)
+    said = found(path)
+    assert said["variant 1"].verdict == "ok" and "top-1 96.8%" in said["variant 1"].found
+    assert said["variant 2"].verdict == "fail" and "number 2" in said["variant 2"].mend

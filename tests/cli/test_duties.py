@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from edgert import bus, wire
-from edgert.cli import ERROR, NOTHING_TO_DO, OK, RETRY_LATER, fleet
+from edgert.cli import ERROR, NOTHING_TO_DO, OK, RETRY_LATER, fleet, talk
+from edgert.cli import duties as commands
 from edgert.config import Config, Device, Policy
 from edgert.errors import ConfigError, LinkError, MessageError
 from edgert.fleet import duties
 from edgert.fleet.duties import Context
 from edgert.fleet.when import Facts
+from edgert.ports import onlooker
 from edgert.ports.mqtt import LinkUp, Mqtt, Received
+from edgert.programs import operator
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the broker keeps comes at once here."""
+    monkeypatch.setattr(talk, "QUIET_S", 0.4)
+    monkeypatch.setattr(onlooker, "QUIET_S", 0.4)
 
 
 class Peer:
@@ -49,6 +61,9 @@ class Peer:
                             print(error)
                 timed = bus.Timed(time.time(), "b")
                 self._take(duties.tick(self.duties, timed, self.context, time.monotonic()))
+                name = self.context.config.device.id
+                shown = wire.Telemetry(at_s=0.0, status=duties.shown(self.duties, time.monotonic(), name))
+                mqtt.publish(str(wire.Topic("default", name, "tele", "device")), wire.encode(shown), qos=0)
 
     def _take(self, answer: tuple[duties.Duties, list[bus.Effect]]) -> None:
         self.duties, effects = answer
@@ -132,6 +147,7 @@ def test_schedules_are_added_listed_and_removed(say: Any, peer: Peer) -> None:
         (["job", "start", "fetch", "--arg", "for_s=-1"], "for_s"),
         (["job", "start", "train", "--battery-above", "7"], "battery_above_frac"),
         (["job", "start", "train", "--arg", "x"], "TOML"),
+        (["job", "start", "train", "--bundle", "x"], "only a job of kind update"),
         (["twin", "set", "broker.url=1"], "cannot be set from afar"),
         (["twin", "set", "--unset", "labels"], "not set"),
     ],
@@ -168,6 +184,38 @@ def test_a_job_that_waits_says_so_and_one_that_takes_long_is_said_later(say: Any
     assert (code, "scheduled within 2 s" in out) == (RETRY_LATER, True)
 
 
+def test_a_drained_device_ends_what_it_runs_and_begins_nothing(say: Any, peer: Peer) -> None:
+    assert say("job", "start", "bench", "--id", "j4")[0] == OK
+    code, out = say("drain", timeout_s=3.0)
+    assert code == RETRY_LATER and "j4 still run" in out
+    assert say("job", "start", "upload", "--id", "j5")[0] == OK
+    code, out = say("job", "show", "j5")
+    assert "waits: drained" in out
+    assert say("job", "cancel", "j4")[0] == OK
+    code, out = say("drain", "--json")
+    assert code == OK and json.loads(out.splitlines()[-1]) == {"drained": True}
+    assert [job.id for job in peer.done] == ["j4"]
+    assert say("drain", "--undo")[0] == OK
+    assert say("job", "start", "upload", "--id", "j5", "--wait")[0] == OK
+    assert [job.id for job in peer.done] == ["j4", "j5"]
+
+
+def test_devices_are_meant_by_their_labels(
+    say: Any, peer: Peer, mosquitto: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert say("twin", "set", 'labels.site="barn-9"')[0] == OK
+    whom = ["--label", "site=barn-9", "--broker", mosquitto.url, "--timeout-s", "30"]
+    assert fleet.main(["job", "start", "upload", "--id", "j6", "--wait", *whom]) == OK
+    assert [job.id for job in peer.done] == ["j6"]
+    capsys.readouterr()
+    both = ["--device", peer.context.config.device.id, "nobody-here", "--broker", mosquitto.url, "--timeout-s", "20"]
+    assert fleet.main(["job", "list", "--json", *both]) == OK
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert [job["id"] for job in first["told"]] == ["j6"] and second == {"device": "nobody-here", "told": []}
+    with pytest.raises(ConfigError, match="no device"):
+        fleet.main(["job", "list", "--label", "site=nowhere", "--broker", mosquitto.url])
+
+
 def test_without_a_device_or_a_broker_it_is_said_in_time(mosquitto: Any, capsys: pytest.CaptureFixture[str]) -> None:
     nobody = ["--device", "nobody", "--broker", mosquitto.url, "--timeout-s", "3"]
     assert fleet.main(["twin", "set", "learn.paused=true", *nobody]) == RETRY_LATER
@@ -176,3 +224,53 @@ def test_without_a_device_or_a_broker_it_is_said_in_time(mosquitto: Any, capsys:
     assert (code, "has not taken version 1 yet" in capsys.readouterr().out) == (OK, True)
     with pytest.raises(LinkError):
         fleet.main(["job", "list", "--device", "d", "--broker", "mqtt://127.0.0.1:1", "--timeout-s", "1"])
+
+
+def test_a_bundle_is_one_version_for_all_and_goes_to_the_broker_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    done: list[object] = []
+
+    class Operator:
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def publish_bundle(self, offer: wire.PolicyOffer, _: bytes) -> None:
+            done.append(offer.version)
+
+        def withdraw(self, devices: list[str]) -> None:
+            done.append(devices)
+
+        def close(self) -> None:
+            pass
+
+    def make_offer(_: bytes, **__: object) -> wire.PolicyOffer:
+        fields = {"id": "u", "name": "n", "sha256": "0" * 64, "size_bytes": 1, "chunk_bytes": 1024, "hashes": bytes(16)}
+        return wire.PolicyOffer(**fields, version=1 + len(done))  # type: ignore[arg-type]  # each is of its type
+
+    monkeypatch.setattr(operator, "Operator", Operator)
+    monkeypatch.setattr(operator, "make_offer", make_offer)
+    (tmp_path / "b.edgert").write_bytes(b"x")
+    told = argparse.Namespace(
+        arg=[],
+        bundle=tmp_path / "b.edgert",
+        kind="update",
+        offer=None,
+        release=None,
+        broker="",
+        fleet="f",
+        timeout_s=1.0,
+    )
+    args = []
+    for device in ("a", "b"):
+        told.device = device
+        args.append(commands._args(told))
+    assert args[0] == args[1] and args[0]["version"] == 1 and done == [1, ["a"], ["b"]]
+
+
+def test_what_is_no_schedule_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever lies at the broker."""
+    desired = wire.TwinDesired(epoch=1, version=1, settings={"schedules": {"odd": 1, "night": {"kind": "train"}}})
+    assert commands._show_schedules(argparse.Namespace(json=False), desired, None) == OK
+    out = capsys.readouterr().out
+    assert "night" in out and "odd" not in out

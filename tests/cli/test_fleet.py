@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from edgert import wire
+from edgert import cli, wire
 from edgert.cli import ERROR, OK, RETRY_LATER, fleet
 from edgert.errors import ConfigError
 from edgert.ports.mqtt import LinkUp, Mqtt, Received
@@ -139,7 +139,7 @@ def test_endless_patience_is_taken_for_what_it_is(device: Any, mosquitto: Any) -
 
 def test_a_broker_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["exits", "--device", "a", "--broker", "mqtt://me:secret@127.0.0.1:1", "--timeout-s", "1"]
-    assert fleet.main(arguments) == RETRY_LATER
+    assert cli.main(["fleet", *arguments]) == RETRY_LATER
     told = capsys.readouterr().err
     assert "127.0.0.1:1" in told and "secret" not in told
 

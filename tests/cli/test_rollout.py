@@ -12,7 +12,7 @@ import pytest
 from edgert import cli
 from edgert.cli import rollout
 from edgert.errors import ConfigError
-from edgert.fleet import fetch
+from edgert.fleet import fetch, roster
 from edgert.fleet.rollout import Plan, begin
 from edgert.offers import PolicyOffer
 from edgert.ports.store import write_atomic
@@ -72,4 +72,4 @@ def test_shares_lie_in_0_to_1() -> None:
 
 def test_nobody_is_meant_by_a_name_that_nobody_has() -> None:
     with pytest.raises(ConfigError, match="no device"):
-        operator.chosen({}, ["*"])
+        roster.chosen({}, ["*"])

@@ -18,7 +18,7 @@ SHA = "0" * 64
         (Kind.FETCH, {"for_s": 60, "bytes_per_s": 100}, Fetch(60.0, 100.0)),
         (Kind.BENCH, {"for_s": 10}, Bench(10.0)),
         (Kind.CALIBRATE, {}, Bench()),
-        (Kind.UPDATE, {"sha256": SHA, "size_bytes": 5}, Update(SHA, 5)),
+        (Kind.UPDATE, {"sha256": SHA, "size_bytes": 5, "version": 2, "hashes": "ab"}, Update(SHA, 5, 2, "ab")),
     ],
 )
 def test_good_arguments(kind, told, read):
@@ -34,6 +34,7 @@ def test_good_arguments(kind, told, read):
         (Kind.FETCH, {"for_s": 1e9}, "for_s"),
         (Kind.UPDATE, {"sha256": "../../etc", "size_bytes": 5}, "sha256"),
         (Kind.UPDATE, {}, "sha256"),
+        (Kind.UPDATE, {"sha256": SHA, "size_bytes": 5, "version": 1, "hashes": "xy"}, "hashes"),
         (Kind.BENCH, {"for_s": 1 << 70}, "args"),
     ],
 )

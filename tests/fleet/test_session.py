@@ -11,9 +11,12 @@ from edgert.errors import MessageError
 from edgert.fleet.session import (
     PAST_STREAMS,
     REFUSED_CODES,
+    SESSION_TAKEN_OVER,
+    UNANSWERED_MAX,
     Acked,
     Collector,
     Connect,
+    Dialect,
     Down,
     Fault,
     Forget,
@@ -32,6 +35,7 @@ from edgert.fleet.session import (
     Up,
     collect,
     open_outbox,
+    step_dialect,
     step_link,
     step_outbox,
 )
@@ -75,6 +79,29 @@ def test_link_waits_until_its_time():
     link = Link(Phase.WAITING, 3, NOW_S + 1.0)
     assert step_link(link, Tick(), NOW_S, 0.5) == (link, [])
     assert step_link(link, Tick(), NOW_S + 1.0, 0.5)[1] == [Connect()]
+
+
+V5, V3 = Dialect(), Dialect(v5=False)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "phase", "code", "mute", "after"),
+    [
+        (V5, Phase.CONNECTING, 0x84, False, Dialect(v5=False, told=True)),  # the broker says that it knows no 5
+        (Dialect(v5=False, told=True), Phase.UP, None, False, Dialect(v5=False, told=True)),
+        (Dialect(v5=False, told=True), Phase.CONNECTING, 0x84, False, V5),  # another broker now, without 3.1.1
+        (V5, Phase.CONNECTING, None, True, Dialect(mute=1)),
+        (Dialect(mute=1), Phase.CONNECTING, None, True, Dialect(mute=2)),
+        (Dialect(mute=2), Phase.CONNECTING, None, True, V3),
+        (Dialect(mute=2), Phase.CONNECTING, None, False, V5),  # it was not there: that says nothing
+        (Dialect(v5=False, mute=2), Phase.CONNECTING, None, True, V5),
+        (V3, Phase.UP, None, False, V5),  # only guessed: perhaps it was a relay
+        (V5, Phase.UP, 0x8E, False, V5),
+        (V5, Phase.CONNECTING, 0x87, False, V5),
+    ],
+)
+def test_which_mqtt_is_spoken_next(dialect, phase, code, mute, after):
+    assert step_dialect(dialect, phase, code, mute=mute) == after
 
 
 def fail(link: Link, now_s: float, u: float, code: int | None = None) -> Link:
@@ -227,6 +254,31 @@ def test_refused_events_are_tried_again_after_the_hold():
     assert effects == [Send(3, 6, 3)]
 
 
+def test_a_session_taken_over_by_an_attempt_of_its_own_is_no_other_device():
+    link = Link()
+    for _ in range(5):  # nobody answers: a broker that is busy has them all the same
+        link, _ = step_link(link, Tick(), link.at_s, 0.5)
+        link, effects = step_link(link, Lost(), link.at_s + 10.0, 0.5)
+        assert effects == []
+    assert link.unanswered == UNANSWERED_MAX
+    for left in reversed(range(UNANSWERED_MAX)):
+        link, _ = step_link(link, Tick(), link.at_s, 0.5)
+        link, _ = step_link(link, Opened(), link.at_s, 0.5)
+        link, effects = step_link(link, Lost(SESSION_TAKEN_OVER), link.at_s + 1.0, 0.5)
+        assert Fault("duplicate-identity") not in effects
+        assert link.unanswered == left
+    link, _ = step_link(link, Tick(), link.at_s, 0.5)
+    link, _ = step_link(link, Opened(), link.at_s, 0.5)
+    _, effects = step_link(link, Lost(SESSION_TAKEN_OVER), link.at_s + 1.0, 0.5)
+    assert effects == [Fault("duplicate-identity")]
+
+
+def test_a_stable_link_owes_nothing_to_former_attempts():
+    link = Link(Phase.UP, 2, 0.0, unanswered=2)
+    after, effects = step_link(link, Lost(SESSION_TAKEN_OVER), 1000.0, 0.5)
+    assert (after.unanswered, effects) == (0, [Fault("duplicate-identity")])
+
+
 def test_reconnecting_sends_everything_unacknowledged_again():
     box, _ = step_outbox(BOXES[OutboxPhase.AWAITING], Down(), NOW_S, RULES)
     _, effects = step_outbox(box, Up(), NOW_S, RULES)
@@ -277,10 +329,22 @@ def test_collector_skips_a_single_event():
     assert (c.wanted, c.skipped, deliver, ack) == (6, 1, True, 5)
 
 
-def test_collector_begins_a_new_stream_and_ignores_the_old_one():
+def test_collector_begins_a_new_stream_and_delivers_nothing_of_the_old_one_twice():
     c, _, _ = collect(Collector("old", 500), "new", 1, 1)
     assert (c.stream, c.wanted) == ("new", 2)
-    assert collect(c, "old", 499, 499) == (c, False, None)
+    c, deliver, ack = collect(c, "old", 499, 499)
+    assert (deliver, ack) == (False, 499)
+    assert collect(c, "new", 1, 1)[1:] == (False, 1)
+
+
+def test_two_stores_under_one_name_are_both_received():
+    c, seen = Collector(), []
+    for stream, seq in (("a", 1), ("a", 2), ("b", 1), ("a", 3), ("b", 2), ("b", 2), ("a", 3), ("a", 4), ("b", 3)):
+        c, deliver, ack = collect(c, stream, 1, seq)
+        assert ack == seq
+        seen += [(stream, seq)] if deliver else []
+    assert sorted(seen) == [("a", n) for n in (1, 2, 3, 4)] + [("b", n) for n in (1, 2, 3)]
+    assert c.skipped == 0
 
 
 def test_collector_memory_of_streams_is_bounded():

@@ -32,6 +32,7 @@ GOOD = {
         {"night": {"kind": "train", "cron": "0 3 * * *", "tz": "Europe/Berlin"}},
         lambda w: w.schedules["night"].tz == "Europe/Berlin",
     ),
+    "drained": (True, lambda w: w.drained),
 }
 
 

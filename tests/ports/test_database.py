@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from edgert.errors import StoreError
-from edgert.ports.database import open_database
+from edgert.ports.database import open_database, transaction
 
 
 def sound(db: sqlite3.Connection) -> str:
@@ -102,3 +102,17 @@ def test_what_the_machine_does_wrong_leaves_the_file_where_it_is(path: Path) -> 
     path.parent.write_text("a file")
     with pytest.raises(StoreError, match="cannot open"):
         opened(path)
+
+
+def test_all_of_a_transaction_is_kept_or_nothing(path: Path) -> None:
+    db, _ = opened(path)
+    with transaction(db, "add"):
+        db.execute("INSERT INTO things VALUES ('second')")
+    with pytest.raises(StoreError, match="cannot add in it: "), transaction(db, "add in it"):
+        db.execute("INSERT INTO things VALUES ('third')")
+        db.execute("INSERT INTO nowhere VALUES (1)")
+    with pytest.raises(ZeroDivisionError), transaction(db, "add"):  # a fault of ours leaves nothing half done either
+        db.execute("INSERT INTO things VALUES ('fourth')")
+        1 / 0  # noqa: B018  # what goes wrong
+    assert names(db) == ["first", "second"] and not db.in_transaction
+    db.close()

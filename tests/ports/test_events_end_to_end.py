@@ -83,8 +83,7 @@ class Operator:
                 )
                 if deliver:
                     self.delivered.append(event.payload)
-                if ack is not None:
-                    self.mqtt.publish("ack", f"{facts['stream']} {ack}".encode(), qos=1)
+                self.mqtt.publish("ack", f"{facts['stream']} {ack}".encode(), qos=1)
 
 
 def test_every_event_arrives_once_and_in_order(fresh_mosquitto, tmp_path, until):

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import random
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -110,8 +111,8 @@ class Server:
                 begin, end = asked.split(b"bytes=")[1].split(b"\r\n")[0].split(b"-")
                 body = self.data[int(begin) : int(end) + 1]
                 if self.status:
+                    self.answers += 1  # before its answer: who has that may look at this
                     peer.sendall(b"HTTP/1.1 %d no\r\nContent-Length: 0\r\n\r\n" % self.status)
-                    self.answers += 1
                     continue
                 head = b"HTTP/1.1 206 Partial\r\nContent-Length: %d\r\n" % len(body)
                 head += b"Content-Range: bytes %s-%s/%d\r\n\r\n" % (begin, end, len(self.data))
@@ -188,7 +189,18 @@ def test_the_budget_is_kept(serve: Callable[..., Server]) -> None:
     assert sum(each.spent_bytes for each in came) + ended.spent_bytes <= 10 * CHUNK + 400
 
 
-@pytest.mark.parametrize("url", ["ftp://h/a", "http://", "http://h:99999/a", "file:///etc/passwd"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ftp://h/a",
+        "http://",
+        "http://h:99999/a",
+        "file:///etc/passwd",
+        "http://h/\xe4",
+        "http://h/a b",
+        "http://\xe4\x00/a",
+    ],
+)
 def test_only_http_is_spoken(url: str) -> None:
     source = Http(offer_of(content(9), url), [0], 1 << 20, retry_s=0.001)
     source.start()
@@ -202,4 +214,25 @@ def test_patience_ends() -> None:
     source.start()
     with pytest.raises(LinkError, match="no end"):
         wait_for(source, 0.05)
+    source.close()
+
+
+def test_a_certificate_that_is_not_valid_yet_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is a ValueError as well as an OSError; a clock that was not set is, by the next attempt."""
+    said = content(9)
+    offer = offer_of(said, "https://h/a")
+    tries: list[str] = []
+
+    class Connection:
+        def request(self, *_: object, **__: object) -> None:
+            tries.append("once more")
+            raise ssl.SSLCertVerificationError(1, "certificate is not yet valid")
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(Http, "_connect", lambda _: Connection())
+    source = Http(offer, [0], 1 << 20, retry_s=0.001)
+    with pytest.raises(LinkError, match="not yet valid"):
+        source._attempt()
     source.close()

@@ -14,7 +14,7 @@ import pytest
 
 from edgert.errors import UsageError
 from edgert.fleet.session import LinkRules
-from edgert.ports import broker, mqtt
+from edgert.ports import broker, mqtt, packets
 from edgert.ports.mqtt import LinkDown, LinkUp, Mqtt, Published, Received
 
 pytestmark = pytest.mark.system
@@ -122,14 +122,14 @@ def test_a_broker_that_closes_without_a_word_is_met_once_per_publish(tmp_path, c
 def test_a_message_that_cannot_be_read_costs_only_itself(mosquitto, client, monkeypatch):
     c = client(mosquitto.url, "unreadable").up()
     c.hears("edgert/unreadable")
-    real = mqtt._received
+    real = packets.received
 
     def fragile(message):
         if message.payload == b"bad":
             raise RuntimeError("boom")
         return real(message)
 
-    monkeypatch.setattr(mqtt, "_received", fragile)
+    monkeypatch.setattr(packets, "received", fragile)
     c.say("edgert/unreadable", b"bad")
     c.say("edgert/unreadable", b"good")
     c.hear(b"good")
@@ -154,7 +154,7 @@ def test_a_bug_in_a_callback_costs_a_connection_and_not_the_thread(mosquitto, cl
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_dead_thread_is_noticed(mosquitto, client, monkeypatch):
+def test_a_dead_thread_is_noticed_and_replaced(mosquitto, client, monkeypatch):
     c = client(mosquitto.url, "dead").up()
     assert c.mqtt.healthy()
     victim = threading.get_ident()
@@ -164,8 +164,15 @@ def test_a_dead_thread_is_noticed(mosquitto, client, monkeypatch):
             if threading.get_ident() != victim:
                 raise SystemExit
 
-    monkeypatch.setattr(select, "poll", Deadly)
-    c.until(lambda: not c.mqtt.healthy())
+    with monkeypatch.context() as patched:
+        patched.setattr(select, "poll", Deadly)
+        c.until(lambda: not c.mqtt.healthy())
+    before = len(c.look(LinkUp))
+    assert c.mqtt.revive() and c.mqtt.revive()
+    assert "died" in c.down().reason
+    c.up(before + 1)
+    c.say("edgert/dead")
+    assert c.mqtt.faults() == {"thread-replaced": 1}
 
 
 # ---- trap 3: a half-open link
@@ -396,6 +403,31 @@ def test_kill_minus_nine_and_restart(fresh_mosquitto, client):
     assert watcher.look(Received)[0].retain
 
 
+def test_who_subscribes_and_then_publishes_is_heard_in_that_order(mosquitto, client, monkeypatch):
+    """Whenever the owner does so, also while the thread is at work on what it was told before."""
+    c = client(mosquitto.url, "orderly").up()
+    real = mqtt.paho.Client.unsubscribe
+
+    def in_the_middle(paho_client, filters):
+        c.mqtt.subscribe([("edgert/orderly", 1)])
+        assert c.mqtt.publish("edgert/orderly", b"echo", qos=1)
+        return real(paho_client, filters)
+
+    monkeypatch.setattr(mqtt.paho.Client, "unsubscribe", in_the_middle)
+    c.mqtt.unsubscribe(["edgert/other"], again=False)
+    c.hear(b"echo")
+
+
+def test_the_owner_may_have_it_connect_again(mosquitto, client):
+    c = client(mosquitto.url, "again").up()
+    c.hears("edgert/again")
+    c.mqtt.reconnect("nothing comes through")
+    assert c.down().reason == "nothing comes through"
+    c.up(2)
+    c.say("edgert/again", b"m")
+    c.hear(b"m")
+
+
 @pytest.mark.parametrize("goodbye", [True, False])
 def test_the_will_speaks_only_after_a_crash(mosquitto, client, goodbye):
     topic = f"edgert/will/{goodbye}"
@@ -517,4 +549,4 @@ def test_close_is_quick_and_final_when_the_broker_is_gone(fresh_mosquitto, clien
 def test_only_one_file_knows_paho():
     package = Path(mqtt.__file__).parent.parent
     users = [p.name for p in package.rglob("*.py") if "import paho" in p.read_text() or "from paho" in p.read_text()]
-    assert users == ["mqtt.py"]
+    assert sorted(users) == ["mqtt.py", "packets.py"]

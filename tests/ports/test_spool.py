@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgert.errors import StoreError, UsageError
-from edgert.ports.spool import ROW_BYTES, Spool
+from edgert.ports.spool import DEFERRED_MAX, KNOWN_S, ROW_BYTES, Spool
 
 ROOMY = 1 << 20
 
@@ -70,6 +70,98 @@ def test_reject_newest_keeps_the_old_ones(path):
         assert spool.append(b"c", 0.0) == 3
     with Spool(path, ROOMY) as spool:
         assert spool.dropped == 1
+
+
+def test_minor_events_give_way_first_and_leave_their_place(path):
+    room = 6 * (100 + ROW_BYTES)
+    with Spool(path, room) as spool:
+        for i in range(6):
+            spool.append(bytes([i]) * 100, 0.0, minor=i in (1, 3, 4))
+        spool.append(b"x" * 50, 0.0)
+        assert [len(payload) for _, payload in spool.peek(0, 9)] == [100, 0, 100, 100, 100, 100, 50]
+        assert (spool.first_seq, spool.count, spool.dropped, spool.bytes) == (1, 7, 1, room + ROW_BYTES - 50)
+        spool.append(b"y" * 100, 0.0, minor=True)
+        assert [seq for seq, payload in spool.peek(0, 9) if not payload] == [2, 4, 5]
+        with pytest.raises(StoreError, match="full"):
+            spool.append(b"z" * 200, 0.0, minor=True)
+        assert (spool.dropped, spool.last_seq) == (4, 8)
+        spool.append(b"z" * 400, 0.0)
+        assert [(seq, len(payload)) for seq, payload in spool.peek(0, 9)] == [(6, 100), (7, 50), (8, 0), (9, 400)]
+        assert spool.dropped == 4 + 1 + 2, "the minor one, and the two oldest; those that were empty counted before"
+    with Spool(path, room) as spool:
+        assert (spool.count, spool.dropped, spool.bytes) == (4, 7, 550 + 4 * ROW_BYTES)
+        spool.append(b"z" * 500, 0.0)
+        assert (spool.first_seq, spool.dropped) == (10, 10)
+
+
+def test_what_is_too_old_gives_way_unless_its_clock_was_never_set(path):
+    now_s = KNOWN_S + 1000.0
+    with Spool(path, ROOMY, max_age_s=100.0) as spool:
+        for at_s in (0.0, now_s, now_s):
+            spool.append(b"x", at_s)
+        spool.append(b"x", now_s + 200.0)
+        assert (spool.first_seq, spool.dropped) == (1, 0), "who knows how old the first one is? numbers have no gap"
+        spool.acknowledge(1)
+        spool.append(b"x", 5.0)
+        assert spool.first_seq == 2, "and nobody knows what time it is"
+        spool.append(b"x", now_s + 200.0)
+        assert (spool.first_seq, spool.dropped) == (4, 2)
+        spool.acknowledge(6)
+        assert (spool.append(b"x", now_s + 900.0), spool.first_seq, spool.dropped) == (7, 7, 2)
+
+
+def test_what_can_wait_is_written_with_the_next_that_cannot(path):
+    with Spool(path, ROOMY) as spool:
+        spool.defer(b"a", 1.0)
+        spool.defer(b"b", 2.0)
+        assert (spool.count, spool.last_seq) == (0, 0), "without a number nobody can miss it"
+        assert spool.append(b"c", 3.0) == 3
+        assert spool.peek(0, 9) == [(1, b"a"), (2, b"b"), (3, b"c")]
+        spool.defer(b"d", 4.0)
+        assert (spool.settle(), spool.settle()) == (1, 0)
+        spool.defer(b"lost", 5.0)
+    with Spool(path, ROOMY) as spool:
+        assert [payload for _, payload in spool.peek(0, 9)] == [b"a", b"b", b"c", b"d"]
+        assert spool.append(b"e", 6.0) == 5
+        for _ in range(DEFERRED_MAX):
+            spool.defer(b"f", 7.0)
+        assert spool.count == 5 + DEFERRED_MAX
+
+
+def test_what_waited_gives_way_like_any_minor_event(path):
+    with Spool(path, 3 * (10 + ROW_BYTES)) as spool:
+        for _ in range(3):
+            spool.append(b"x" * 10, 0.0)
+        spool.defer(b"y" * 10, 0.0)
+        assert spool.settle() == 1
+        assert (spool.count, spool.dropped, spool.last_seq) == (3, 1, 3)
+        with pytest.raises(UsageError):
+            spool.defer(b"y" * 1000, 0.0)
+
+
+def test_a_disk_that_takes_nothing_bounds_what_waits(path, monkeypatch):
+    with Spool(path, ROOMY) as spool:
+        for _ in range(DEFERRED_MAX - 1):
+            spool.defer(b"x", 0.0)
+        monkeypatch.setattr(spool, "_insert", lambda *_, **__: spool._db.execute("nonsense"))
+        for _ in range(3):
+            with pytest.raises(StoreError):
+                spool.defer(b"x", 0.0)
+        assert len(spool._deferred) == DEFERRED_MAX - 1
+        monkeypatch.undo()
+        assert spool.settle() == DEFERRED_MAX - 1
+
+
+def test_a_file_of_before_there_were_minor_events_is_taken_up(path):
+    with Spool(path, ROOMY) as spool:
+        spool.append(b"old", 0.0)
+    db = sqlite3.connect(path)
+    db.execute("DROP TABLE minor")
+    db.commit()
+    db.close()
+    with Spool(path, ROOMY) as spool:
+        assert (spool.fault, spool.peek(0, 9)) == (None, [(1, b"old")])
+        assert spool.append(b"new", 0.0, minor=True) == 2
 
 
 def test_an_event_larger_than_the_store_is_the_callers_fault(path):

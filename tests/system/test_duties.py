@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from edgert import wire
+from edgert import cli, wire
 from edgert.cli import ERROR, OK, RETRY_LATER, fleet
 from edgert.fleet.ledger import State
 from edgert.fleet.records import read_job
@@ -214,3 +214,33 @@ def test_what_is_acknowledged_is_on_the_disk(unit: Unit) -> None:
     unit.until(lambda: unit.ended("later"), "the end")
     assert unit.ended("later")[0]["state"] == "cancelled"
     assert wire.is_name("later")
+
+
+def test_its_fleet_sees_it_reads_its_log_and_updates_it_by_a_job(
+    unit: Unit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told(*words: str) -> str:
+        capsys.readouterr()
+        assert cli.main(["fleet", *words, "--broker", unit.url]) == OK
+        return capsys.readouterr().out
+
+    (row,) = json.loads(told("status", "--json"))
+    assert (row["device"], row["state"], row["task"]) == ("lone", "online", unit.status()["task"])
+    session = json.loads(told("show", "lone", "--json"))["known"]["sighting"]["session"]
+    assert session == unit.status()["session"]
+    capsys.readouterr()
+    assert unit.say("logs", "--lines", "20") == OK
+    assert "device lone" in (logged := capsys.readouterr().out) and len(logged.splitlines()) <= 20
+
+    # Killed and started anew it has another session; the will of the former, whenever it comes, is not believed.
+    unit.again()
+    unit.until(lambda: unit.status()["link"]["up"], "its broker")
+    (row,) = json.loads(told("status", "--json", "--for-s", "4"))
+    assert row["state"] == "online" and unit.status()["session"] != session
+
+    bundle = str(shared.MODELS / "breakout.edgert")
+    words = ["job", "start", "update", "--bundle", bundle, "--release", "5", "--id", "up"]
+    assert unit.say(*words) == OK
+    assert unit.until(lambda: (unit.status()["trust"]["update"] or {}).get("id") == "up", "the offer of the job")
+    stage = unit.until(lambda: unit.status()["trust"]["update"]["stage"] in ("trial", "kept"), "its trial")
+    assert stage and unit.job("up") in ("running", "done")
