@@ -94,7 +94,9 @@ def backward(
     add: bool = False,
     shaping: Sequence[int] | None = None,
     scratch: Scratch | None = None,
-) -> None:
+    d_features: F32 | None = None,
+    wants_dx: bool = False,
+) -> F32 | None:
     """Turn the gradient of the loss by every exit's outputs into the gradient by every parameter.
 
     A column of the outputs that is not shaping learns on features it does not form: its gradient reaches its column of
@@ -109,6 +111,11 @@ def backward(
         shaping: for each exit, how many leading columns of its outputs form the features; None means the actions' but
             not the last.
         scratch: memory to work in, or None for some of its own.
+        d_features: gradient by what the last stage's trunk gives, where more follows behind it; overwritten.
+        wants_dx: the gradient by what came in is wanted, too; that must have been float32.
+
+    Returns:
+        (batch, ...) float32, the gradient by what came in, or None.
 
     Raises:
         KeyError: an exit is missing from `d_outputs`, or the forward pass was run without this tape. A caller's bug.
@@ -118,7 +125,7 @@ def backward(
     """
     shaping = [params.spec.n_actions] * params.spec.n_exits if shaping is None else shaping
     scratch = scratch or Scratch()
-    d_trunk: F32 | None = None
+    d_trunk = d_features
     for k, stage in reversed(list(enumerate(stages(params.spec)))):
         d_out = d_outputs[k]
         out = stage.head[-1].name
@@ -131,7 +138,8 @@ def backward(
             d_trunk = dy
         else:
             d_trunk += dy.reshape(d_trunk.shape)
-        d_trunk = _back_layers(stage.trunk, params, grads, tape, d_trunk, scratch, add=add, wants_dx=k > 0)
+        d_trunk = _back_layers(stage.trunk, params, grads, tape, d_trunk, scratch, add=add, wants_dx=wants_dx or k > 0)
+    return d_trunk if wants_dx else None
 
 
 def tape_bytes(spec: NetSpec) -> int:

@@ -177,9 +177,22 @@ class Learner:
                 f"training loss is {loss} with a gradient of {norm} at step {self.steps}: "
                 "rewards or teacher values are not finite"
             )
-        scale = min(1.0, max_grad_norm / norm) if norm > 0 else 1.0
+        self.move(learning_rate, min(1.0, max_grad_norm / norm) if norm > 0 else 1.0)
+
+    def move(self, learning_rate: float, scale: float) -> None:
+        """Follow the gradient that is in `grads`, whatever its size.
+
+        Args:
+            learning_rate: of Adam.
+            scale: that the gradient is multiplied by.
+
+        Raises:
+            Nothing.
+        Source:
+            as `descend`.
+        """
         self.steps += 1
-        kernels.adam(self.params.flat, grad, self.m, self.v, step=self.steps, lr=learning_rate, scale=scale)
+        kernels.adam(self.params.flat, self.grads.flat, self.m, self.v, step=self.steps, lr=learning_rate, scale=scale)
 
 
 def td_targets(
@@ -269,51 +282,173 @@ def gradients(
     n, n_actions, n_exits = len(batch.action), params.spec.n_actions, params.spec.n_exits
     scratch = scratch or Scratch()
     y = td_targets(params, target, batch, hyper.gamma, micro_batch=hyper.micro_batch, scratch=scratch)
-    tau = np.float32(hyper.temperature)
-    told = batch.taught if hyper.distill_weight or hyper.match_weight else np.zeros_like(batch.taught)
+    told = told_rows(batch, hyper)
     n_taught = int(np.count_nonzero(told))
     td = distill = matched = confidence = 0.0
 
     def loss_gradient(outputs: dict[int, F32], part: slice) -> dict[int, F32]:
         """Add a part's share to the losses; every mean is over the whole batch."""
         nonlocal td, distill, matched, confidence
-        action = batch.action[part]
-        rows, best = np.arange(len(action)), outputs[n_exits - 1][:, :n_actions].argmax(1)
-        taught = np.flatnonzero(told[part])
-        teacher = batch.teacher_q[part][taught]
-        wanted, log_wanted = softmax(teacher / tau) if len(taught) else (teacher, teacher)
+        best = outputs[n_exits - 1][:, :n_actions].argmax(1)
+        lesson = prepare(batch.action[part], batch.teacher_q[part], told[part], y[part], best, hyper, n, n_taught)
         d_outputs: dict[int, F32] = {}
         for k, out in outputs.items():
-            q, logit = out[:, :n_actions], out[:, n_actions]
-            d_outputs[k] = d_out = np.zeros_like(out)
-
-            error = q[rows, action] - y[part]
-            size = np.abs(error)
-            td += float(np.where(size <= 1, 0.5 * error * error, size - 0.5).sum()) / n
-            d_out[rows, action] += np.clip(error, -1, 1) * np.float32(hyper.td_weight / (n * n_exits))
-
-            if len(taught):
-                preferred, log_preferred = softmax(q[taught] / tau)
-                distill += float((wanted * (log_wanted - log_preferred)).sum()) / n_taught
-                distance = q[taught] - teacher
-                matched += float((distance * distance).sum()) / (n_taught * n_actions)
-                d_out[taught, :n_actions] += (preferred - wanted) * np.float32(
-                    hyper.distill_weight / (tau * n_taught * n_exits)
-                )
-                d_out[taught, :n_actions] += distance * np.float32(
-                    2 * hyper.match_weight / (n_taught * n_actions * n_exits)
-                )
-
-            if k < n_exits - 1:
-                agrees = (q.argmax(1) == best).astype(np.float32)
-                doubt = np.maximum(logit, 0) - logit * agrees + np.log1p(np.exp(-np.abs(logit)))
-                confidence += float(doubt.sum()) / n
-                sure = 1 / (1 + np.exp(-np.clip(logit, -30, 30)))
-                d_out[:, n_actions] = (sure - agrees) * np.float32(hyper.confidence_weight / (n * n_exits))
+            d_outputs[k], shares = exit_gradient(out, lesson, hyper, n_exits, last=k == n_exits - 1)
+            td, distill, matched, confidence = (
+                td + shares.td,
+                distill + shares.distill,
+                matched + shares.match,
+                confidence + shares.confidence,
+            )
         return d_outputs
 
     accumulate(params, batch.obs, loss_gradient, grads, micro_batch=hyper.micro_batch, scratch=scratch)
-    td, distill, matched, confidence = (loss / n_exits for loss in (td, distill, matched, confidence))
+    return mean_losses(Losses(0.0, td, distill, matched, confidence), hyper, n_exits)
+
+
+class Lesson(NamedTuple):
+    """What some rows of a batch are to teach every exit.
+
+    Attributes:
+        action: (b,) taken.
+        y: (b,) float32 TD targets.
+        best: (b,) what the last exit would do.
+        taught: which rows a teacher answered.
+        teacher: (t, A) float32, its values there.
+        wanted, log_wanted: (t, A) float32, what it prefers there.
+        n, n_taught: rows of the whole batch, and those of them that were taught: means are over these.
+    """
+
+    action: npt.NDArray[np.integer]
+    y: F32
+    best: npt.NDArray[np.integer]
+    taught: npt.NDArray[np.intp]
+    teacher: F32
+    wanted: F32
+    log_wanted: F32
+    n: int
+    n_taught: int
+
+
+def told_rows(batch: Batch, hyper: Hyper) -> npt.NDArray[np.bool_]:
+    """The rows of a batch that a teacher is followed in.
+
+    Args:
+        batch: transitions.
+        hyper: weights.
+
+    Returns:
+        (B,) bool; all False where the teacher has no weight.
+
+    Raises:
+        Nothing.
+    Source:
+        ours.
+    """
+    return batch.taught if hyper.distill_weight or hyper.match_weight else np.zeros_like(batch.taught)
+
+
+def prepare(
+    action: npt.NDArray[np.integer],
+    teacher_q: F32,
+    told: npt.NDArray[np.bool_],
+    y: F32,
+    best: npt.NDArray[np.integer],
+    hyper: Hyper,
+    n: int,
+    n_taught: int,
+) -> Lesson:
+    """Put together what some rows of a batch are to teach.
+
+    Args:
+        action: (b,) taken.
+        teacher_q: (b, A) float32.
+        told: (b,) bool, of `told_rows`.
+        y: (b,) float32, of `td_targets`.
+        best: (b,) what the last exit would do.
+        hyper: weights.
+        n: rows of the whole batch.
+        n_taught: those of them that are told.
+
+    Returns:
+        The lesson of these rows.
+
+    Raises:
+        Nothing.
+    Source:
+        as `gradients`.
+    """
+    taught = np.flatnonzero(told)
+    teacher = teacher_q[taught]
+    wanted, log_wanted = softmax(teacher / np.float32(hyper.temperature)) if len(taught) else (teacher, teacher)
+    return Lesson(action, y, best, taught, teacher, wanted, log_wanted, n, n_taught)
+
+
+def exit_gradient(out: F32, lesson: Lesson, hyper: Hyper, n_exits: int, *, last: bool) -> tuple[F32, Losses]:
+    """The loss of one exit on some rows of a batch, by its outputs.
+
+    Args:
+        out: (b, A + 1) float32, what the exit says.
+        lesson: of the same rows.
+        hyper: weights.
+        n_exits: of the whole network: the loss is the mean over them.
+        last: this is the last exit, whose confidence nobody asks.
+
+    Returns:
+        (b, A + 1) float32, and these rows' share of the means over the batch, not yet over the exits; `total` is 0.
+
+    Raises:
+        Nothing.
+    Source:
+        as `gradients`.
+    """
+    n, n_taught, taught = lesson.n, lesson.n_taught, lesson.taught
+    n_actions, tau = out.shape[1] - 1, np.float32(hyper.temperature)
+    rows, q, logit = np.arange(len(lesson.action)), out[:, :n_actions], out[:, n_actions]
+    distill = matched = confidence = 0.0
+    d_out = np.zeros_like(out)
+
+    error = q[rows, lesson.action] - lesson.y
+    size = np.abs(error)
+    td = float(np.where(size <= 1, 0.5 * error * error, size - 0.5).sum()) / n
+    d_out[rows, lesson.action] += np.clip(error, -1, 1) * np.float32(hyper.td_weight / (n * n_exits))
+
+    if len(taught):
+        preferred, log_preferred = softmax(q[taught] / tau)
+        distill = float((lesson.wanted * (lesson.log_wanted - log_preferred)).sum()) / n_taught
+        distance = q[taught] - lesson.teacher
+        matched = float((distance * distance).sum()) / (n_taught * n_actions)
+        d_out[taught, :n_actions] += (preferred - lesson.wanted) * np.float32(
+            hyper.distill_weight / (tau * n_taught * n_exits)
+        )
+        d_out[taught, :n_actions] += distance * np.float32(2 * hyper.match_weight / (n_taught * n_actions * n_exits))
+
+    if not last:
+        agrees = (q.argmax(1) == lesson.best).astype(np.float32)
+        doubt = np.maximum(logit, 0) - logit * agrees + np.log1p(np.exp(-np.abs(logit)))
+        confidence = float(doubt.sum()) / n
+        sure = 1 / (1 + np.exp(-np.clip(logit, -30, 30)))
+        d_out[:, n_actions] = (sure - agrees) * np.float32(hyper.confidence_weight / (n * n_exits))
+    return d_out, Losses(0.0, td, distill, matched, confidence)
+
+
+def mean_losses(sums: Losses, hyper: Hyper, n_exits: int) -> Losses:
+    """The means over the exits, and their weighted sum.
+
+    Args:
+        sums: over the exits; `total` is not looked at.
+        hyper: weights.
+        n_exits: of the network.
+
+    Returns:
+        The losses.
+
+    Raises:
+        Nothing.
+    Source:
+        as `gradients`.
+    """
+    td, distill, matched, confidence = (loss / n_exits for loss in sums[1:])
     total = (
         hyper.td_weight * td
         + hyper.distill_weight * distill
