@@ -7,6 +7,7 @@ of it can outlive a call.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -121,3 +122,31 @@ class LitertRuntime:
     def close(self) -> None:
         """Drop the interpreters; they free their memory with their last reference."""
         self._stages.clear()
+
+
+def open_model(vendor: Literal["litert", "tflite"], model: bytes) -> Callable[[U8], F32]:
+    """Open the only stage of a network without exits, as `tools.tflite` writes it.
+
+    Raises:
+        UsageError: the package is missing or does not work.
+        ArtifactError: it does not take the model.
+    """
+    interpreter = _interpreter(vendor, model)
+    try:
+        interpreter.allocate_tensors()
+        (asked,), (answered,) = interpreter.get_input_details(), interpreter.get_output_details()
+    except (ValueError, RuntimeError) as error:
+        raise ArtifactError(f"runtime {vendor} does not take the model: {error}") from error
+    if asked["dtype"] != np.int8 or answered["dtype"] != np.float32 or len(answered["shape"]) != 2:
+        raise ArtifactError(f"runtime {vendor}: the model is not one of int8 in and float32 out")
+
+    def run(row: U8) -> F32:
+        try:
+            interpreter.set_tensor(asked["index"], np.bitwise_xor(row, _SIGN).view(np.int8)[None])
+            interpreter.invoke()
+            head: F32 = interpreter.get_tensor(answered["index"])[0]
+            return head
+        except (ValueError, RuntimeError) as error:
+            raise ArtifactError(f"runtime {vendor} cannot run the model: {error}") from error
+
+    return run

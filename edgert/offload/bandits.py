@@ -1,0 +1,182 @@
+"""Contextual bandits: every choice of every user has a linear model of its own, and others are not modelled at all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from edgert.offload.joint import F64, Joint, as_action, checked, costs
+from edgert.offload.saved import pack, unpack
+from edgert.offload.space import Action, Allowed, Floor, Goal, Outcome, Space, State
+
+Rule = Literal["ucb", "thompson"]
+CONTEXT = 3
+RTT_UNIT_S = 0.020
+RIDGE = 0.1
+
+
+class LinearBandit:
+    """LinUCB or linear Thompson sampling, one disjoint model for each user and choice.
+
+    Attributes:
+        joint: space and floor.
+        rule: how it explores.
+        breadth: how much, in standard deviations.
+        steps: joint actions seen.
+    """
+
+    KIND = "bandit"
+
+    def __init__(
+        self, space: Space, floor: Floor, goal: Goal = "response", rule: Rule = "ucb", breadth: int | float = 1.0
+    ) -> None:
+        """Begin with nothing but a ridge.
+
+        Args:
+            space: to choose from.
+            floor: that every choice holds.
+            goal: what is made small.
+            rule: "ucb" or "thompson".
+            breadth: of exploration.
+
+        Raises:
+            nothing.
+        """
+        self.joint, self.goal, self.rule, self.breadth = Joint(space, floor), goal, rule, breadth
+        self.steps = 0
+        shape = (self.joint.users, self.joint.choices)
+        self._inverse = np.broadcast_to(np.eye(CONTEXT) / RIDGE, (*shape, CONTEXT, CONTEXT)).copy()
+        self._target = np.zeros((*shape, CONTEXT))
+        self._scale = 0.0
+
+    def choose(self, state: State, allowed: Allowed, rng: np.random.Generator) -> Action:
+        """The lowest that could be true.
+
+        Args:
+            state: now.
+            allowed: of `space.allowed`.
+            rng: chance; "ucb" uses none.
+
+        Returns:
+            One choice for each user; mask and floor hold.
+
+        Raises:
+            UsageError: state or mask of another number of users.
+        Source:
+            Li et al. 2010 (LinUCB, disjoint); Agrawal & Goyal 2013 (Thompson).
+        """
+        mean, std = self._belief(state)
+        toss = rng.standard_normal(mean.shape) if self.rule == "thompson" else -1.0
+        return as_action(self.joint.cheapest(mean + self.breadth * std * toss, self.joint.mask(allowed)))
+
+    def best(self, state: State, allowed: Allowed) -> Action:
+        """The lowest expectation.
+
+        Args:
+            state: now.
+            allowed: of `space.allowed`.
+
+        Returns:
+            One choice for each user; mask and floor hold.
+
+        Raises:
+            UsageError: state or mask of another number of users.
+        Source:
+            see `choose`.
+        """
+        return as_action(self.joint.cheapest(self._belief(state)[0], self.joint.mask(allowed)))
+
+    def observe(self, state: State, action: Action, outcomes: Sequence[Outcome]) -> None:
+        """Move the model of each user's choice.
+
+        Args:
+            state: in which it was chosen.
+            action: that was taken.
+            outcomes: one for each user.
+
+        Returns:
+            Nothing.
+
+        Raises:
+            UsageError: another number of users or outcomes.
+        Source:
+            Sherman & Morrison 1950.
+        """
+        cost = costs(outcomes, self.joint.users, self.goal)
+        context = self._context(state)
+        self.steps += 1
+        for user in np.flatnonzero(~np.isnan(cost)):
+            self._scale = self._scale or max(float(cost[user]), 1e-9)
+            row, inverse = context[user, action[user]], self._inverse[user, action[user]]
+            turned = inverse @ row
+            inverse -= np.outer(turned, turned) / (1.0 + row @ turned)
+            self._target[user, action[user]] += row * cost[user] / self._scale
+
+    def save(self) -> bytes:
+        """Freeze everything it knows.
+
+        Returns:
+            CBOR bytes.
+
+        Raises:
+            nothing.
+        Source:
+            ours.
+        """
+        known = {"inverse": self._inverse, "target": self._target, "scale": self._scale, "steps": self.steps}
+        return pack(f"{self.KIND} {self.rule} {self.goal}", self.joint.space, self.joint.floor, known)
+
+    @classmethod
+    def load(
+        cls,
+        space: Space,
+        floor: Floor,
+        data: bytes,
+        goal: Goal = "response",
+        rule: Rule = "ucb",
+        breadth: int | float = 1.0,
+    ) -> LinearBandit:
+        """Go on where `save` stopped.
+
+        Args:
+            space: as they were.
+            floor: as they were.
+            goal: as they were.
+            rule: as they were.
+            breadth: as they were.
+            data: of `save`.
+
+        Returns:
+            A learner that takes the very same next step.
+
+        Raises:
+            ArtifactError: what was kept is of something else, or torn.
+        Source:
+            ours.
+        """
+        known = unpack(f"{cls.KIND} {rule} {goal}", space, floor, data)
+        learner = cls(space, floor, goal, rule, breadth)
+        learner._inverse, learner._target = known["inverse"], known["target"]
+        learner._scale, learner.steps = known["scale"], known["steps"]
+        return learner
+
+    def _context(self, state: State) -> F64:
+        """(N, C, 3): one, the round trip on the way there, and how busy it is there."""
+        place = self.joint.place
+        found = np.ones((self.joint.users, self.joint.choices, CONTEXT))
+        beyond = state.cloud.rtt_s or 0.0
+        remote = [state.edge.cpu_frac or 0.0, state.cloud.cpu_frac or 0.0]
+        for user, load in enumerate(checked(state, self.joint.users).users):
+            near = load.rtt_s or 0.0
+            found[user, :, 1] = np.array([0.0, near, near + beyond])[place] / RTT_UNIT_S
+            found[user, :, 2] = np.array([load.cpu_frac or 0.0, *remote])[place]
+        return found
+
+    def _belief(self, state: State) -> tuple[F64, F64]:
+        context = self._context(state)
+        weights = (self._inverse @ self._target[..., None])[..., 0]
+        spread = ((self._inverse @ context[..., None])[..., 0] * context).sum(axis=-1)
+        scale = self._scale or 1.0
+        return (weights * context).sum(axis=-1) * scale, np.sqrt(np.maximum(spread, 0.0)) * scale
