@@ -6,6 +6,7 @@ Run as a program, this rewrites the table of keys.
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 import re
 import subprocess
@@ -13,17 +14,22 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
+import msgspec
 import pytest
 
 from edgert import __version__, cli, wire
 from edgert.config import commented_default, parse
+from edgert.govern.reasons import REASONS as REASON_TEXTS
 
 HOUSE = Path(__file__).parents[1]
 README = HOUSE / "README.md"
-PAGES = [README, *(HOUSE / folder / "README.md" for folder in ("firmware_configs", "models", "systemd", "tools"))]
+PAGES = [README, *(HOUSE / name / "README.md" for name in ("edgert", "firmware_configs", "models", "systemd", "tools"))]
 KEYS = re.compile(r"(?<=<!-- KEYS:BEGIN -->\n).*?(?=<!-- KEYS:END -->)", re.DOTALL)
+REFERENCE = HOUSE / "edgert" / "README.md"
+MESSAGES = re.compile(r"(?<=<!-- MESSAGES:BEGIN -->\n).*?(?=<!-- MESSAGES:END -->)", re.DOTALL)
+REASONS = re.compile(r"(?<=<!-- REASONS:BEGIN -->\n).*?(?=<!-- REASONS:END -->)", re.DOTALL)
 FOLDERS = ("edgert", "firmware_configs", "models", "systemd", "tests", "tools")
 # The reader makes them; a topic; environments.
 NO_FILES = ("models/asterix.edgert", "models/freeway.edgert", wire.ROOT, "edgert/Drone-v0", "edgert/DroneTest-v0")
@@ -77,6 +83,45 @@ def config_table() -> str:
             meaning, _, wanted = said.removesuffix("]").rpartition(" [")
             default = "required" if not key[1] else "unset" if key[3].endswith("unset by default") else f"`{key[3]}`"
             rows.append(f"| `{section}.{key[2]}` | {default} | {wanted} | {meaning} |")
+    return "\n".join(rows) + "\n"
+
+
+def explained(struct: Any) -> dict[str, str]:
+    """Key -> its explanation in the struct's docstring, over as many lines as it takes, and "" -> the struct's own."""
+    summary, _, attributes = inspect.cleandoc(struct.__doc__ or "").partition("\n\nAttributes:\n")
+    entries = re.split(r"\n    (?=\w[\w, ]*: )", "\n" + attributes)
+    pairs = [entry.strip().partition(": ") for entry in entries if entry.strip()]
+    found = {name: " ".join(text.split()) for names, _, text in pairs for name in names.split(", ")}
+    return {"": " ".join(summary.split()), **found}
+
+
+def type_of(hint: Any) -> str:
+    """A field's type, as a reader of another language would say it."""
+    text = getattr(hint, "__name__", str(hint)) if isinstance(hint, type) else str(hint)
+    return re.sub(r"\b[a-z_]+\.", "", text).replace(" | ", " or ").replace("NoneType", "None")
+
+
+def message_reference() -> str:
+    """Every message with its fields, out of `wire`'s own docstrings."""
+    parts = []
+    for message in wire.Message.__args__:
+        told, hints = explained(message), get_type_hints(message)
+        parts.append(f"### `{message.__struct_config__.tag}`\n\n{told['']}\n")
+        fields = [field for field in msgspec.structs.fields(message) if field.name != "v"]
+        if fields:
+            parts.append("| key | type | meaning |\n|---|---|---|")
+            for field in fields:
+                wanted = type_of(hints[field.name]) + ("" if field.required else ", may be missing")
+                meaning = told.get(field.name, "as above").replace("|", "/")
+                parts.append(f"| `{field.encode_name}` | {wanted} | {meaning} |")
+            parts.append("")
+    return "\n".join(parts) + "\n"
+
+
+def catalogue() -> str:
+    """Every named reason of the governor, what it means and what helps."""
+    rows = ["| reason | what is so | what helps |", "|---|---|---|"]
+    rows += [f"| `{name}` | {reason.means} | {reason.do} |" for name, reason in REASON_TEXTS.items()]
     return "\n".join(rows) + "\n"
 
 
@@ -158,6 +203,14 @@ def test_the_table_of_keys_is_the_one_of_the_code() -> None:
     written = KEYS.search((HOUSE / "firmware_configs" / "README.md").read_text())
     assert written is not None
     assert written[0] == config_table(), "run `python tests/test_docs.py`"
+
+
+def test_the_reference_of_messages_and_reasons_is_the_one_of_the_code() -> None:
+    text = REFERENCE.read_text()
+    for pattern, made in ((MESSAGES, message_reference()), (REASONS, catalogue())):
+        written = pattern.search(text)
+        assert written is not None
+        assert written[0] == made, "run `python tests/test_docs.py`"
 
 
 def test_every_name_under_which_something_is_counted_is_explained() -> None:
@@ -248,9 +301,11 @@ def test_the_example_of_a_students_own_library_runs_with_a_real_teacher(
 
 
 def main() -> None:
-    """Write the table of keys."""
+    """Write the table of keys, and the reference of messages and reasons."""
     page = HOUSE / "firmware_configs" / "README.md"
     page.write_text(KEYS.sub(lambda _: config_table(), page.read_text()))
+    text = MESSAGES.sub(lambda _: message_reference(), REFERENCE.read_text())
+    REFERENCE.write_text(REASONS.sub(lambda _: catalogue(), text))
 
 
 if __name__ == "__main__":

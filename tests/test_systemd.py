@@ -9,15 +9,17 @@ import pytest
 
 from edgert import cli
 from edgert.config import Config, Device, Limits, Policy
+from edgert.ports import children
 from edgert.ports.board import pi
 from edgert.ports.levers import NVPMODEL_S
 from edgert.ports.process import Layout
-from edgert.programs import supervisor
 
 UNITS = sorted((Path(__file__).parents[1] / "systemd").glob("*.service"))
 DEVICE = next(unit for unit in UNITS if unit.name == "edgert.service")
 SENSORS = Path(__file__).parents[1] / "systemd" / "edgert-sensors.conf"
 HELPER = next(unit for unit in UNITS if unit.name == "edgert-limits.service")
+RECOVERY = next(unit for unit in UNITS if unit.name == "edgert-recover.service")
+SYSTEMD = DEVICE.parent
 EXPOSURE_MAX = 20  # in tenths, as --threshold= counts
 HELPER_EXPOSURE_MAX = 21  # root by its nature, with three capabilities left
 
@@ -81,7 +83,7 @@ def test_the_defaults_of_the_configuration_are_the_folders_that_the_unit_makes()
 
 
 def test_the_supervisor_has_time_to_stop_its_children() -> None:
-    assert seconds(DEVICE, "TimeoutStopSec") > supervisor.STOP_S
+    assert seconds(DEVICE, "TimeoutStopSec") > children.STOP_S
     # SIGTERM to all at once would end the actor before the supervisor could order anything; after a crash all must go.
     assert settings(DEVICE)["KillMode"] == ["mixed"]
 
@@ -135,3 +137,29 @@ def test_systemd_takes_the_drop_in_with_all_of_it_switched_on(tmp_path: Path) ->
     (folder / "sensors.conf").write_text(everything)
     told = subprocess.run(["systemd-analyze", "verify", copy], capture_output=True, text=True, check=False)
     assert (told.returncode, told.stderr) == (0, "")
+
+
+def test_a_crash_loop_is_counted_also_where_only_the_watchdog_ends_it() -> None:
+    slowest_s = seconds(DEVICE, "StartLimitBurst") * (seconds(DEVICE, "RestartSec") + seconds(DEVICE, "WatchdogSec"))
+    assert slowest_s < seconds(DEVICE, "StartLimitIntervalSec")
+
+
+def test_after_a_crash_loop_the_recovery_starts_the_device_again() -> None:
+    assert settings(DEVICE)["OnFailure"] == [RECOVERY.name]
+    said = settings(RECOVERY)
+    assert said["ExecStart"][0].split()[1] == "recover"
+    assert [line.split()[-1] for line in said["ExecStartPost"]] == [DEVICE.name, DEVICE.name]
+    assert "reset-failed" in said["ExecStartPost"][0] and "start" in said["ExecStartPost"][1]
+    assert said["SuccessExitStatus"] == [str(cli.NOTHING_TO_DO)]
+    for key in ("User", "DynamicUser", "StateDirectory", "StateDirectoryMode", "UMask"):
+        assert said[key] == settings(DEVICE)[key], "it moves files that belong to the device's user"
+
+
+def test_want_of_memory_ends_the_trainer_and_not_the_unit() -> None:
+    assert settings(DEVICE)["OOMPolicy"] == ["continue"]
+
+
+def test_the_groups_of_the_device_files_are_made() -> None:
+    made = set(re.findall(r"^g (\S+)", (SYSTEMD / "edgert.sysusers").read_text(), re.MULTILINE))
+    named = set(re.findall(r'GROUP="([^"]+)"', (SYSTEMD / "edgert.udev").read_text()))
+    assert named <= made

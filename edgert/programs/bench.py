@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from edgert.errors import LinkError
-from edgert.ports.cluster import GAMES, Cluster, Collector
+from edgert.ports.cluster import GAMES, MODELS, Cluster, Collector
 
 BUDGETS: dict[str, tuple[str, float]] = {
     "actor RSS": ("MB", 75.0),
@@ -57,6 +57,12 @@ while len(took_s) < hz * seconds:
 p50, p99, worst = np.percentile(took_s[int(hz):], (50, 99, 100))
 print(json.dumps({"p50_s": p50, "p99_s": p99, "max_s": worst}))
 """
+
+
+def shipped() -> Path:
+    """The policy that is measured unless another is named: the repository's, or what an installation brought."""
+    found = (MODELS / "breakout.edgert", Path(sys.prefix) / "share/edgert/models/breakout.edgert")
+    return next((path for path in found if path.exists()), found[0])
 
 
 def memory(pid: int) -> tuple[float, float] | None:

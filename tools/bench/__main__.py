@@ -11,7 +11,11 @@ BENCHMARKS = {
     "teacher": "how fast one replica of a teacher answers, by itself and through a broker",
     "rlink": "how much faster, and on how few bytes, a student learns from a teacher behind a bad link",
     "train": "what a training step costs on one core, against PyTorch",
+    "fleet": "how many devices a broker holds, how they come back, and what power cuts, losses and nonsense do to them",
     "govern": "what one budget for everything brings on boards, against simpler rules and an oracle",
+    "offload": "where to infer and with which model, against everything comparable and an oracle",
+    "hybrid": "how few real samples Hybrid Learning needs, against tables, networks and least squares",
+    "srole": "how long training jobs take when devices place them over one another, with shields and without",
     "rapidrl": "what early exits save and lose on Atari, a drone and MinAtar, against everything comparable",
 }
 

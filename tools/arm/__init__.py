@@ -1,0 +1,1 @@
+"""The proof that edgert works on 64-bit ARM, without a board: `python -m tools.arm`."""
