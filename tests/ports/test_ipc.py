@@ -45,6 +45,7 @@ TOLD: list[values.Told] = [
     values.TrainOrder("c", "now"),
     values.TrainReply("c", "no policy"),
     values.Happened("reboot", {"n": 1, "why": "x", "ok": True, "none": None, "f": 0.5}),
+    values.ServiceReport({"jobs": 2, "why": "x"}, 7),
     values.StatusRequest(),
     values.StatusReply({"a": {"b": [1, None, "c"]}}),
 ]  # fmt: skip

@@ -120,7 +120,7 @@ def highs(queue: list[Job], nodes: list[boards.Node], every: list[list[Option]],
 
     tick_s = max(10.0, max(each[0].duration_s for each in every) / 4)
     slots = 24
-    model: Any = highspy.Highs()  # type: ignore[no-untyped-call]  # it ships no types
+    model: Any = highspy.Highs()
     model.setOptionValue("output_flag", False)
     model.setOptionValue("time_limit", limit_s)
     model.setOptionValue("threads", 1)
