@@ -8,6 +8,7 @@ from typing import Any
 import cbor2
 import numpy as np
 
+from edgert import wire
 from edgert.errors import ArtifactError, UsageError
 from edgert.learn.dqn import Learner
 
@@ -85,7 +86,7 @@ class Checkpoint:
             self._arrays = {name: np.frombuffer(raw, np.float32) for name, raw in self._document["arrays"].items()}
             self.tutor = bytes(self._document["tutor"])
             self._rng = json.loads(self._document["rng"])
-        except (cbor2.CBORDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        except wire.UNREADABLE as error:
             raise ArtifactError(
                 f"checkpoint is damaged: {type(error).__name__}: {error}; training starts from the bundle"
             ) from error

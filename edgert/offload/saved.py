@@ -8,6 +8,7 @@ import cbor2
 import msgspec
 import numpy as np
 
+from edgert import wire
 from edgert.errors import ArtifactError
 from edgert.offload.space import Floor, Space
 
@@ -56,7 +57,7 @@ def unpack(kind: str, space: Space, floor: Floor, data: bytes) -> dict[str, Any]
         document = cbor2.loads(data)
         matches = [document["format"] == FORMAT, document["kind"] == kind, document["for"] == _for(space, floor)]
         known = _arrays(document["known"])
-    except (cbor2.CBORDecodeError, KeyError, TypeError, ValueError, EOFError) as error:
+    except wire.UNREADABLE as error:
         raise ArtifactError(f"what the learner knew cannot be read: {error}; delete it and it learns anew") from error
     if not all(matches) or not isinstance(known, dict):
         raise ArtifactError(f"what was kept is not of a {kind} learner over these choices and this floor; delete it")

@@ -103,7 +103,7 @@ class Turned(Mqtt):
             return
         try:
             self._turn()
-        except Exception as error:
+        except Exception as error:  # one loop turns thousands: what ails one must not stop the others
             self._count("internal-error")
             self._drop(None, f"internal error: {error!r}")
 
@@ -120,7 +120,7 @@ class Turned(Mqtt):
                 client.loop_read()
                 while sock is not None and client.socket() is sock and getattr(sock, "pending", int)():
                     client.loop_read()
-        except Exception as error:
+        except Exception as error:  # as in `turn`
             self._count("internal-error")
             self._drop(None, f"internal error: {error!r}")
         self._check_lost()

@@ -36,6 +36,7 @@ _COLUMNS["taught"] = "b1"
 NOTHING = [b"", "u1", [0]]
 
 Array = npt.NDArray[Any]
+TORN: tuple[type[Exception], ...] = (zlib.error, *wire.UNREADABLE)
 
 
 def _array(array: Array) -> list[object]:
@@ -70,7 +71,7 @@ def _unpack(data: bytes, key: str) -> dict[str, object]:
         document = cbor2.loads(plain)
         if document["format"] != FORMAT or not isinstance(document[key], dict):
             raise ValueError(f"format {document['format']}")
-    except (zlib.error, cbor2.CBORDecodeError, KeyError, TypeError, ValueError) as error:
+    except TORN as error:
         raise ArtifactError(f"not a file of kind {key}: {type(error).__name__}: {error}") from error
     found: dict[str, object] = document[key]
     return found
@@ -219,7 +220,7 @@ def unpack_said(data: bytes) -> Passed | Returned | F32:
             return Returned(d_x, y, best, Losses(*(float(loss) for loss in rest[0])), float(rest[1]))
         if kind == "sum":
             return _read_array(arrays, "f4")
-    except (cbor2.CBORDecodeError, TypeError, ValueError, IndexError) as error:
+    except wire.UNREADABLE as error:
         raise MessageError(f"not what a piece says: {error}") from error
     raise MessageError(f"a piece says {kind!r}")
 

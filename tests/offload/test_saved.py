@@ -36,6 +36,12 @@ def test_torn_bytes_are_refused(data: bytes) -> None:
         saved.unpack("k", SPACE, Floor(), data)
 
 
+@pytest.mark.parametrize("data", [b"\xc1\xfb\x7f" + b"\x00" * 7, b"\x81" * 100_000], ids=["no-date", "too-deep"])
+def test_bytes_that_the_library_chokes_on_are_refused(data: bytes) -> None:
+    with pytest.raises(ArtifactError):
+        saved.unpack("k", SPACE, Floor(), data)
+
+
 @given(st.integers(0, 200))
 def test_every_beginning_is_refused(length: int) -> None:
     whole = saved.pack("k", SPACE, Floor(), {"a": np.zeros(3)})

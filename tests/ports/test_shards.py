@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 import cbor2
@@ -60,6 +61,14 @@ def test_anything_else_is_no_shard_and_no_state(data: bytes) -> None:
             read(data)
     with pytest.raises(MessageError):
         shards.unpack_said(data)
+
+
+@pytest.mark.parametrize("data", [b"\xc1\xfb\x7f\xd0" + b"\x00" * 6, b"\x81" * 100_000], ids=["no-date", "too-deep"])
+def test_what_the_library_chokes_on_is_refused_like_anything_else(data: bytes) -> None:
+    with pytest.raises(MessageError):
+        shards.unpack_said(data)
+    with pytest.raises(ArtifactError):
+        shards.unpack_shard(zlib.compress(data))
 
 
 def test_a_file_that_unpacks_beyond_measure_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
