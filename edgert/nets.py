@@ -1,9 +1,8 @@
 """Early-exit value networks: their description, their float forward pass and their cost.
 
 A network is a trunk cut into stages. After stage k a head looks at the trunk's features and gives `n_actions` Q-values
-and
-one confidence logit, in one matrix product: column `n_actions` of `h<k>.out` is the confidence. The last head is the
-full network.
+and one confidence logit, in one matrix product: column `n_actions` of `h<k>.out`, to which the gap between its two best
+Q-values may be added. The last head is the full network.
 
 Arrays are NHWC inside, weights are matrices (convolution: rows ordered kernel row, kernel column, input channel), and
 all parameters of a network lie in one flat float32 vector, so that an optimiser step, a checkpoint and a hash each see
@@ -24,6 +23,7 @@ from edgert import kernels
 from edgert.errors import UsageError
 from edgert.kernels import conv
 from edgert.kernels.conv import Scratch
+from edgert.kernels.gap import add_gap
 
 F32: TypeAlias = npt.NDArray[np.float32]
 I32: TypeAlias = npt.NDArray[np.int32]
@@ -68,6 +68,8 @@ class NetSpec(msgspec.Struct, frozen=True):
         trunk: the layers of each stage.
         heads: hidden layers of each stage's head; the output layer is implied. Same length as `trunk`.
         input_scale: what one unit of the uint8 observation is worth (1 for booleans, 1/255 for images).
+        gap_logits: of every exit but the last, what a unit of Q-value between its best and its second action adds to
+            its confidence logit; empty is 0.
     """
 
     input_shape: tuple[int, int, int]
@@ -75,6 +77,7 @@ class NetSpec(msgspec.Struct, frozen=True):
     trunk: tuple[tuple[Layer, ...], ...]
     heads: tuple[tuple[Layer, ...], ...]
     input_scale: float = 1.0
+    gap_logits: tuple[float, ...] = ()
 
     @property
     def n_exits(self) -> int:
@@ -90,12 +93,14 @@ class Placed(NamedTuple):
         layer: the layer.
         in_shape: without the batch axis.
         out_shape: without the batch axis.
+        gap_logits: of an output layer: the exit's, as in `NetSpec`.
     """
 
     name: str
     layer: Layer
     in_shape: tuple[int, ...]
     out_shape: tuple[int, ...]
+    gap_logits: float = 0.0
 
 
 def _out_shape(name: str, layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -118,10 +123,9 @@ def _out_shape(name: str, layer: Layer, shape: tuple[int, ...]) -> tuple[int, ..
 def _place(prefix: str, layers: tuple[Layer, ...], shape: tuple[int, ...]) -> list[Placed]:
     placed = []
     for i, layer in enumerate(layers):
-        name = f"{prefix}.{i}"
-        out = _out_shape(name, layer, shape)
-        placed.append(Placed(name, layer, shape, out))
-        shape = out
+        name, before = f"{prefix}.{i}", shape
+        shape = _out_shape(name, layer, before)
+        placed.append(Placed(name, layer, before, shape))
     return placed
 
 
@@ -143,18 +147,18 @@ def stages(spec: NetSpec) -> tuple[Stage, ...]:
         One Stage an exit, shallow to deep.
 
     Raises:
-        UsageError: trunk and heads differ in length, nothing is there, a window does not fit, or a head starts with a
-            ReLU (it would work in place on features that the next stage still reads).
+        UsageError: trunk and heads differ in length, nothing is there, a window does not fit, a head starts with a ReLU
+            (it would work in place on what the next stage still reads), or `gap_logits` do not fit.
     Source:
-        ours: BranchyNet's shape (Teerapittayanon 2016, section III) with the confidence as one more output of each
-            head.
+        ours: BranchyNet's shape (Teerapittayanon 2016, section III), the confidence one more output of each head.
     """
     if not spec.trunk or len(spec.trunk) != len(spec.heads) or not all(spec.trunk):
-        raise UsageError(
-            f"a network needs as many heads as non-empty stages, not {len(spec.heads)} and {len(spec.trunk)}"
-        )
+        raise UsageError(f"a network needs one head a stage, and no empty stage: {len(spec.heads)}, {len(spec.trunk)}")
     if any(isinstance(layer, Relu) for head in spec.heads for layer in head[:1]):
         raise UsageError("a head may not start with a ReLU: end the trunk's stage with it instead")
+    gaps = (*(spec.gap_logits or (0.0,) * (spec.n_exits - 1)), 0.0)
+    if len(gaps) != spec.n_exits or not all(0 <= gap < 1e6 for gap in gaps) or (spec.n_actions < 2 and any(gaps)):
+        raise UsageError(f"gap_logits {spec.gap_logits}: one of 0..1e6 for each exit but the last, or none at all")
     found: list[Stage] = []
     shape: tuple[int, ...] = spec.input_shape
     for k, (trunk_layers, head_layers) in enumerate(zip(spec.trunk, spec.heads, strict=True)):
@@ -162,7 +166,7 @@ def stages(spec: NetSpec) -> tuple[Stage, ...]:
         shape = trunk[-1].out_shape
         head = _place(f"h{k}", head_layers, shape)
         features = head[-1].out_shape if head else shape
-        head.append(Placed(f"h{k}.out", Dense(spec.n_actions + 1), features, (spec.n_actions + 1,)))
+        head.append(Placed(f"h{k}.out", Dense(spec.n_actions + 1), features, (spec.n_actions + 1,), gaps[k]))
         found.append(Stage(trunk, head))
     return tuple(found)
 
@@ -186,7 +190,7 @@ def without_exits(spec: NetSpec, exit_: int | None = None) -> NetSpec:
     if not 0 <= k < spec.n_exits:
         raise UsageError(f"exit {k} of a network that has {spec.n_exits}")
     trunk = tuple(layer for stage in spec.trunk[: k + 1] for layer in stage)
-    return msgspec.structs.replace(spec, trunk=(trunk,), heads=(spec.heads[k],))
+    return msgspec.structs.replace(spec, trunk=(trunk,), heads=(spec.heads[k],), gap_logits=())
 
 
 def weighted(spec: NetSpec) -> Iterator[Placed]:
@@ -355,7 +359,7 @@ class Tape:
 class Block(NamedTuple):
     """Consecutive layers that run together, while their numbers are in the cache.
 
-    A ReLU before a pooling runs behind it instead: which of two numbers is larger is the same before and after.
+    A ReLU before a pooling runs behind it instead: the larger of two numbers is the same before and after.
 
     Attributes:
         name: of its first layer.
@@ -463,6 +467,8 @@ def run_layers(
                 x = rows * np.float32(params.spec.input_scale) if x.dtype == np.uint8 else rows
                 y = np.matmul(x, weight)
                 kernels.add_bias(y, bias, relu=block.relu)
+                if placed.gap_logits:
+                    add_gap(y, placed.gap_logits)
         if tape is not None:
             tape.saved[block.name] = Saved(x, argmax, y)
         x = y
@@ -549,7 +555,8 @@ def ops(spec: NetSpec) -> list[int]:
 
     - convolution and dense layer: 2 a multiply-accumulate, 1 an output for the bias (in which the input's zero point is
       folded), `REQUANTIZE_OPS` an output to round to uint8; a ReLU right behind is the lower of the two comparisons;
-    - output layer of a head (Q-values and confidence): the same, but 1 an output to scale to float instead of rounding;
+    - output layer of a head (Q-values and confidence): the same, but 1 an output to scale to float instead of rounding,
+      and for a gap that counts 2 comparisons an action, a difference, a product and a sum;
     - max-pooling: kernel^2 - 1 comparisons an output;
     - a ReLU elsewhere: 1 comparison an element, none where nothing can be negative any more;
     - every exit but the last, once it is asked: `EXIT_TEST_OPS`;
@@ -564,8 +571,7 @@ def ops(spec: NetSpec) -> list[int]:
     Raises:
         UsageError: as `stages`.
     Source:
-        ours: as `macs`, with everything that is not a multiply-accumulate as well; the choice among Q-values is made
-        outside the graph and not counted.
+        ours: as `macs`, with all the rest; the choice among Q-values is made outside the graph and not counted.
     """
 
     def cost(layers: list[Placed], unsigned: bool) -> tuple[int, bool]:
@@ -577,6 +583,7 @@ def ops(spec: NetSpec) -> list[int]:
                 case Conv() | Dense():
                     is_output = placed.name.endswith(".out")
                     spent += elements * (2 * matrix_shape(placed)[0] + 1 + (1 if is_output else REQUANTIZE_OPS))
+                    spent += 2 * elements + 1 if placed.gap_logits else 0
                     unsigned = i + 1 < len(layers) and isinstance(layers[i + 1].layer, Relu)
                 case MaxPool(kernel):
                     spent += elements * (kernel * kernel - 1)

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from edgert import kernels, nets
 from edgert.errors import ArtifactError, UsageError
 from edgert.kernels import conv
+from edgert.kernels.gap import add_gap
 from edgert.nets import F32, U8, Conv, Dense, MaxPool, NetSpec, Params, Placed, Relu, matrix_shape, run_layers, stages
 
 Ranges: TypeAlias = dict[str, tuple[float, float]]
@@ -123,7 +124,7 @@ def layout(spec: NetSpec) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
         found[name] = (np.dtype(dtype), shape)
 
     for step in (step for stage in steps(spec) for step in (*stage.trunk, *stage.head)):
-        name, layer, in_shape, _ = step.placed
+        name, layer, in_shape, *_ = step.placed
         if isinstance(layer, Relu):
             add(f"{name}.floor", np.uint8)
         if not step.weighted:
@@ -229,7 +230,7 @@ def quantize(params: Params, ranges: Mapping[str, tuple[float, float]]) -> dict[
     found: dict[str, npt.NDArray[Any]] = {}
     known: dict[str, tuple[np.float32, np.uint8]] = {"obs": (np.float32(params.spec.input_scale), np.uint8(0))}
     for step in (step for stage in steps(params.spec) for step in (*stage.trunk, *stage.head)):
-        name, layer, in_shape, _ = step.placed
+        name, layer, in_shape, *_ = step.placed
         x_scale, x_zero = known[step.source]
         if isinstance(layer, Relu):
             found[f"{name}.floor"] = np.array(x_zero)
@@ -342,7 +343,7 @@ class IntNet:
 
     @staticmethod
     def _step(step: Step, tensors: Tensors) -> Callable[[Any], Any]:
-        name, layer, in_shape, out_shape = step.placed
+        name, layer, in_shape, out_shape, gap_logits = step.placed
         if isinstance(layer, MaxPool):
             return functools.partial(_max_pool, kernel=layer.kernel, stride=layer.stride)
         if isinstance(layer, Relu):
@@ -388,6 +389,8 @@ class IntNet:
             y: F32 = sums.astype(np.float32, copy=False)
             y *= scale
             if step.is_output:
+                if gap_logits:
+                    add_gap(y, gap_logits)
                 return y
             np.rint(y, out=y)
             np.maximum(y, low, out=y)

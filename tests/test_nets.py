@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -52,7 +53,7 @@ def test_forward_agrees_with_torch(seed: int) -> None:
     x = torch.from_numpy(obs).permute(0, 3, 1, 2).float() * NET.input_scale
 
     def through(layers: list[object], x: object) -> object:
-        for name, layer, in_shape, _ in layers:
+        for name, layer, in_shape, *_ in layers:
             if isinstance(layer, Conv | Dense):
                 weight, bias = (torch.from_numpy(params.views[f"{name}.{part}"]) for part in "wb")
             match layer:
@@ -90,6 +91,22 @@ def test_ops_are_those_counted_by_hand() -> None:
     third = second + 9 * (2 * 24 + 6) + 5 * (2 * 9 + 2)
     assert ops(NET) == [first, second, third]
     assert all(2 * cost < found for cost, found in zip(macs(NET), ops(NET), strict=True))
+
+
+def test_the_gap_is_added_and_counted_where_it_is_asked_for() -> None:
+    params, obs = net()
+    asking = msgspec.structs.replace(NET, gap_logits=(0.0, 2.0))
+    plain, found = forward(params, obs), forward(Params(asking, params.flat), obs)
+    ranked = np.sort(plain[1][:, :-1], axis=1)
+    assert found[1][:, -1] == pytest.approx(plain[1][:, -1] + 2 * (ranked[:, -1] - ranked[:, -2]), rel=1e-5)
+    for k, columns in ((0, slice(None)), (1, slice(4)), (2, slice(None))):
+        assert np.array_equal(found[k][:, columns], plain[k][:, columns])
+    # Two comparisons for each of four actions, a difference, a product and a sum; deeper exits pass this one.
+    assert np.subtract(ops(asking), ops(NET)).tolist() == [0, 11, 11]
+    assert without_exits(asking).gap_logits == ()
+    for wrong in ((1.0,), (1.0, 1.0, 1.0), (-1.0, 0.0), (float("nan"), 0.0)):
+        with pytest.raises(UsageError, match="gap_logits"):
+            stages(msgspec.structs.replace(NET, gap_logits=wrong))
 
 
 def test_a_relu_is_counted_only_where_the_integer_graph_has_one() -> None:

@@ -50,8 +50,8 @@ class _Graph:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
 
-    def node(self, op: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
-        self.nodes.append(helper.make_node(op, list(inputs), [output], name=output, **attributes))
+    def node(self, op: str, inputs: Sequence[str], output: str, *unused: str, **attributes: Any) -> str:
+        self.nodes.append(helper.make_node(op, list(inputs), [output, *unused], name=output, **attributes))
         return output
 
     def constant(self, name: str, value: Any) -> str:
@@ -71,7 +71,7 @@ def _int8_layer(tensors: quant.Tensors) -> Layer:
     """How a quantized layer is written."""
 
     def add(graph: _Graph, step: quant.Step, x: str) -> str:
-        name, layer, in_shape, _ = step.placed
+        name, layer, in_shape, *_ = step.placed
 
         def own(suffix: str) -> str:
             return graph.constant(f"{name}.{suffix}", tensors[f"{name}.{suffix}"])
@@ -114,7 +114,7 @@ def _float_layer(params: Params) -> Layer:
     """How a float layer is written."""
 
     def add(graph: _Graph, placed: Placed, x: str) -> str:
-        name, layer, in_shape, _ = placed
+        name, layer, in_shape, *_ = placed
         if x == "obs":
             x = graph.node("Cast", [x], "obs.float", to=TensorProto.FLOAT)
             x = graph.node("Mul", [x, graph.constant("obs.scale", np.float32(params.spec.input_scale))], "obs.scaled")
@@ -152,9 +152,30 @@ def _write(spec: NetSpec, laid: Sequence[tuple[Any, Any]], layer: Layer, exits: 
             x = layer(graph, one, x)
         return x
 
-    def decided(graph: _Graph, k: int, head: str, at: str) -> _Graph:
+    def asked(graph: _Graph, k: int, x: str) -> tuple[str, ...]:
+        """Append a head: the name of all its columns, or of its Q-values and of a confidence that counts their gap."""
+        head, gap_logits = through(graph, laid[k][1], x), stages(spec)[k].head[-1].gap_logits
+        if not gap_logits:
+            return (head,)
+        columns, two = np.array([spec.n_actions, 1]), graph.constant(f"gap.two.{k}", np.array([2]))
+        q = graph.node("Split", [head, graph.constant(f"gap.columns.{k}", columns)], f"q.{k}", f"plain.{k}", axis=1)
+        best = graph.node("TopK", [q, two], f"best.{k}", f"best.at.{k}")
+        # One product subtracts, scales and adds: each node is some per cent of a cold early exit.
+        scale = graph.constant(f"gap.{k}", np.array([[gap_logits], [-gap_logits]], np.float32))
+        return q, graph.node("Gemm", [best, scale, f"plain.{k}"], f"confidence.{k}")
+
+    def answered(graph: _Graph, head: tuple[str, ...], name: str) -> None:
+        """Name a head's columns, with a node only where the last one does not give them."""
+        if len(head) > 1:
+            graph.node("Concat", head, name, axis=1)
+        elif graph.nodes and graph.nodes[-1].output[0] == head[0]:
+            graph.nodes[-1].output[0] = name
+        else:
+            graph.node("Identity", head, name)
+
+    def decided(graph: _Graph, k: int, head: tuple[str, ...], at: str) -> _Graph:
         """End `graph` with a head and its exit number."""
-        graph.node("Identity", [head], f"head.{at}" if at else "head")
+        answered(graph, head, f"head.{at}" if at else "head")
         graph.node(
             "Identity",
             [graph.constant(f"exit.{at or 'last'}.{k}", np.array([k], np.int64))],
@@ -172,13 +193,14 @@ def _write(spec: NetSpec, laid: Sequence[tuple[Any, Any]], layer: Layer, exits: 
     def from_stage(graph: _Graph, k: int, x: str, at: str) -> _Graph:
         """Append stage k and all after it; the outputs are `head` and `exit`, or `head.<at>` and `exit.<at>`."""
         x = through(graph, laid[k][0], x)
-        head = through(graph, laid[k][1], x)
+        head = asked(graph, k, x)
         if k == last:
             return decided(graph, k, head, at)
-        # Gather with a scalar index, not a second Gemm: the confidence is a column of the head's only product.
-        sure = graph.node(
-            "Gather", [head, graph.constant(f"column.{k}", np.int64(spec.n_actions))], f"confidence.{k}", axis=1
-        )
+        sure = head[-1]
+        if len(head) == 1:
+            # Gather with a scalar index, not a second Gemm: the confidence is a column of the head's only product.
+            column = graph.constant(f"column.{k}", np.int64(spec.n_actions))
+            sure = graph.node("Gather", [sure, column], f"confidence.{k}", axis=1)
         bar = "threshold"
         if last > 1:  # a threshold that is alone needs no node: each is some per cent of a cold early exit
             bar = graph.node("Gather", [bar, graph.constant(f"row.{k}", np.int64(k))], f"threshold.{k}", axis=0)
@@ -196,11 +218,11 @@ def _write(spec: NetSpec, laid: Sequence[tuple[Any, Any]], layer: Layer, exits: 
         from_stage(graph, 0, "obs", "")
     else:
         x, heads = "obs", []
-        for k, (trunk, head_layers) in enumerate(laid):
+        for k, (trunk, _) in enumerate(laid):
             x = through(graph, trunk, x)
             if exits == "all" or k == last:
                 name = f"head.{k}" if exits == "all" else "head"
-                graph.node("Identity", [through(graph, head_layers, x)], name)
+                answered(graph, asked(graph, k, x), name)
                 heads.append(_value(name, TensorProto.FLOAT, [1, n_outputs]))
     made = helper.make_graph(graph.nodes, "edgert", inputs, heads, graph.initializers)
     model = helper.make_model(

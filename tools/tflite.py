@@ -125,7 +125,7 @@ class _Graph:
 
 
 def _conv(graph: _Graph, placed: Placed, layer: Conv, x: int) -> int:
-    name, _, (height, width, channels), out_shape = placed
+    name, _, (height, width, channels), out_shape, _ = placed
     options = schema.Conv2DOptionsT()
     options.strideH = options.strideW = layer.stride
     options.dilationHFactor = options.dilationWFactor = 1
@@ -144,7 +144,7 @@ def _conv(graph: _Graph, placed: Placed, layer: Conv, x: int) -> int:
 
 def _output(graph: _Graph, placed: Placed, x: int) -> int:
     """An output layer: exact sums of whole numbers, then one product."""
-    name, _, in_shape, out_shape = placed
+    name, _, in_shape, out_shape, _ = placed
     x = graph.operator("DEQUANTIZE", [x], graph.measured(f"{name}.x", in_shape), schema.DequantizeOptionsT())
     operands = [x, graph.constant(f"{name}.w"), graph.constant(f"{name}.b")]
     sums = graph.measured(f"{name}.sums", out_shape)
@@ -154,7 +154,7 @@ def _output(graph: _Graph, placed: Placed, x: int) -> int:
 
 
 def _layer(graph: _Graph, step: quant.Step, x: int) -> int:
-    name, layer, _, out_shape = step.placed
+    name, layer, _, out_shape, _ = step.placed
     match layer:
         case Conv():
             return _conv(graph, step.placed, layer, x)

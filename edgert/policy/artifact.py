@@ -316,7 +316,7 @@ def float_tensors(params: Params) -> dict[str, F32]:
         ONNX operator specification, Conv and Gemm.
     """
     found = dict(params.views)
-    for name, layer, in_shape, _ in weighted(params.spec):
+    for name, layer, in_shape, *_ in weighted(params.spec):
         if isinstance(layer, Conv):
             rows = found[f"{name}.w"].reshape(layer.kernel, layer.kernel, in_shape[-1], -1)
             found[f"{name}.w"] = np.ascontiguousarray(rows.transpose(3, 2, 0, 1))

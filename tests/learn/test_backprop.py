@@ -54,7 +54,7 @@ def random_batch(spec: NetSpec, n: int, seed: int) -> Batch:
 
 def oracle_run(layers, weights, x):
     functional = torch.nn.functional
-    for name, layer, in_shape, _ in layers:
+    for name, layer, in_shape, *_ in layers:
         match layer:
             case Conv(channels, kernel, stride, padding):
                 weight = weights[f"{name}.w"].reshape(kernel, kernel, in_shape[-1], channels).permute(3, 2, 0, 1)

@@ -58,7 +58,7 @@ def oracle(params: Params, batch: Batch, hyper: Hyper, value_scale: float):  # t
         weights[name] = torch.tensor(view, dtype=torch.float64, requires_grad=True)
 
     def run(layers, x):  # type: ignore[no-untyped-def]
-        for name, layer, in_shape, _ in layers:
+        for name, layer, in_shape, *_ in layers:
             match layer:
                 case Conv(channels, kernel, stride, padding):
                     kernels = weights[f"{name}.w"].reshape(kernel, kernel, in_shape[-1], channels).permute(3, 2, 0, 1)

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -54,6 +55,7 @@ def nature(input_shape: tuple[int, int, int], n_actions: int) -> NetSpec:
 
 NETS: dict[str, Callable[[], NetSpec]] = {
     "pong": lambda: camera2((84, 84, 4), 6),
+    "pong-gap": lambda: msgspec.structs.replace(camera2((84, 84, 4), 6), gap_logits=(10.0,)),
     "drone": lambda: camera2((60, 80, 3), 25),
     "board": lambda: board((10, 10, 4), 3),
     "student": lambda: student((10, 10, 4), 3),

@@ -120,6 +120,9 @@ class Net(nn.Module):
                     weight, bias = self._own(output, "w"), self._own(output, "b")
                     q = functional.linear(features.float(), weight[:-1], bias[:-1])
                     sure = functional.linear(judging.float(), weight[-1:], bias[-1:])
+                    if output.gap_logits:
+                        best = q.detach().topk(2, 1).values
+                        sure = sure + output.gap_logits * (best[:, :1] - best[:, 1:])
                 found[k] = torch.cat((q, sure), 1)
         return found
 

@@ -36,6 +36,7 @@ LONE_RELU = (Relu(),) if VERSION > (1, 23) else ()
 
 SPECS = {
     "student": student((10, 10, 4), 3),
+    "gap": msgspec.structs.replace(student((10, 10, 4), 3), gap_logits=(3.0, 0.5)),
     "teacher": teacher((10, 10, 6), 6),
     "odd": NetSpec(
         (9, 7, 3),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -15,6 +16,7 @@ SHAPES = {
     "camera": ((84, 84, 4), 6),
     "board": ((10, 10, 4), 6),
     "student": ((10, 10, 7), 3),
+    "gap": ((10, 10, 7), 3),
     "teacher": ((10, 10, 4), 5),
 }
 
@@ -22,7 +24,10 @@ SHAPES = {
 @pytest.fixture(params=SHAPES)
 def params(request):
     shape, n_actions = SHAPES[request.param]
-    made = initialise(NETS[request.param](shape, n_actions), np.random.default_rng(0))
+    spec = NETS["student" if request.param == "gap" else request.param](shape, n_actions)
+    if request.param == "gap":
+        spec = msgspec.structs.replace(spec, gap_logits=(30.0, 0.0))
+    made = initialise(spec, np.random.default_rng(0))
     made.flat += np.random.default_rng(1).normal(0, 0.01, made.flat.shape).astype(np.float32)  # biases as well
     return made
 

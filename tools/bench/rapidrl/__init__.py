@@ -28,7 +28,7 @@ from tools.bench.rapidrl.plan import TASKS
 from tools.train import commit, kept
 
 RESULTS = Path(__file__).parents[1] / "results"
-PARTS = ("main", "rest")
+PARTS = ("main", "choice", "rest")
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -99,8 +99,10 @@ def specs(args: argparse.Namespace, task: str, role: str) -> list[NetSpec]:
 
 def evaluate(args: argparse.Namespace) -> None:
     """Play what is not known yet: what the headline needs of all tasks and seeds first."""
+    from tools.bench.rapidrl import choice
     from tools.bench.rapidrl.evaluation import Evaluation, Protocol
 
+    play_part = {"main": Evaluation.main, "choice": choice.evaluate, "rest": Evaluation.rest}
     protocol = Protocol(**{name: getattr(args, name) for name in Protocol.__struct_fields__ if hasattr(args, name)})
     for task in args.tasks:
         if TASKS[task].max_ops_frac not in protocol.limits:
@@ -111,7 +113,7 @@ def evaluate(args: argparse.Namespace) -> None:
                 for seed in seeds_of(args, task):
                     if not (plan.folder(args.runs, task, "full", seed) / "run.json").exists():
                         continue
-                    getattr(Evaluation(args.runs, task, seed, protocol, run), part)()
+                    play_part[part](Evaluation(args.runs, task, seed, protocol, run))
 
 
 def report(args: argparse.Namespace, argv: list[str]) -> None:

@@ -55,6 +55,7 @@ class Protocol(msgspec.Struct, frozen=True, kw_only=True):
         gate_limits: the same for the other gates, and for the ablations.
         latency_samples: hot pairs of calls.
         paced_samples: pairs of calls at the control rate.
+        choice_episodes: of each confidence, where those are compared; with 0 they are only ranked.
     """
 
     episodes: int = 30
@@ -68,6 +69,7 @@ class Protocol(msgspec.Struct, frozen=True, kw_only=True):
     gate_limits: tuple[float, ...] = (0.25, 0.34, 0.5, 0.7)
     latency_samples: int = 2000
     paced_samples: int = 150
+    choice_episodes: int = 500
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -206,7 +208,7 @@ class Evaluation:
                 return self.networks[role]
         last = params.spec.n_exits - 1
         float_policy = Policy(role=role, precision="fp32", only=last)
-        seeds = self._seeds(CALIBRATION_SEED, protocol.watched_episodes)
+        seeds = self.seeds(CALIBRATION_SEED, protocol.watched_episodes)
         trial = Trial(
             self.task, float_policy, params.spec, params.flat, None, seeds, protocol.max_steps, protocol.observations
         )
@@ -222,7 +224,13 @@ class Evaluation:
         with np.load(self._path.with_name(f"met-{role}-s{self.seed}.npz")) as held:
             return np.asarray(held["obs"])
 
-    def _seeds(self, first: int, n: int) -> range:
+    def observed(self, trial: Trial) -> U8:
+        """What a trial that keeps observations met, in random order."""
+        met = next(self._run([trial])).met
+        return np.asarray(met[np.random.default_rng(self.seed).permutation(len(met))])
+
+    def seeds(self, first: int, n: int) -> range:
+        """Of episodes of this training seed."""
         return range(first + self.seed * SEEDS, first + self.seed * SEEDS + n)
 
     def note(self, name: str, key: str, work: Callable[[], Any]) -> Any:
@@ -235,7 +243,7 @@ class Evaluation:
 
     def play(self, wanted: Mapping[str, Policy], first_seed: int, episodes: int) -> dict[str, Record]:
         """What comes of policies, by name; only what is not known yet is played."""
-        seeds = self._seeds(first_seed, episodes)
+        seeds = self.seeds(first_seed, episodes)
         # Two names of one policy, such as two limits with the same best setting, are played once.
         known = {record.key: record for record in self.book.records.values()}
         keys: dict[str, str] = {}
@@ -325,7 +333,7 @@ class Evaluation:
                     network.spec,
                     None,
                     network.tensors,
-                    self._seeds(CALIBRATION_SEED + SEEDS // 2, protocol.scout_episodes),
+                    self.seeds(CALIBRATION_SEED + SEEDS // 2, protocol.scout_episodes),
                     protocol.max_steps,
                     protocol.observations,
                 )
@@ -346,6 +354,11 @@ class Evaluation:
 
     # the whole -------------------------------------------------------------------------------------------------------
 
+    @property
+    def exits_role(self) -> str:
+        """Whose exits are judged: those with confidences taught apart, where they are trained."""
+        return "exits" if self.network("judged") is None else "judged"
+
     def main(self) -> None:
         """References, our frontier, distilled nets, fixed and random exits, the net trained alone, latency."""
         full = self.network("full")
@@ -354,15 +367,16 @@ class Evaluation:
         last = full.spec.n_exits - 1
         times = self.protocol.reference_times
         self.test({"random": Policy(role=""), "full-int8": Policy(role="full", only=last)}, times)
-        ours = self.tune("exits", "confidence", self.protocol.limits)
+        ours = self.tune(self.exits_role, "confidence", self.protocol.limits)
         self.test({f"ours@{limit}": policy for limit, policy in ours.items()})
         chosen = self.test(self.chosen()).get("chosen")
         self.test({role: Policy(role=role, only=0) for role in ("small34", "small20", "small55")})
-        exits = self.network("exits")
+        exits = self.network(self.exits_role)
         if exits is not None and chosen is not None:
-            fixed = {f"always-exit-{k}": Policy(role="exits", only=k) for k in range(exits.spec.n_exits)}
+            fixed = {f"always-exit-{k}": Policy(role=self.exits_role, only=k) for k in range(exits.spec.n_exits)}
             ticks = np.sum(chosen.exit_ticks, 0)
-            chance = Policy(role="exits", gate="chance", operating=by_chance((ticks / ticks.sum()).tolist()))
+            shares = (ticks / ticks.sum()).tolist()
+            chance = Policy(role=self.exits_role, gate="chance", operating=by_chance(shares))
             self.test({**fixed, "random-exit": chance})
             self._measure(full, exits, chosen.policy)
         self.test({"full-fp32": Policy(role="full", precision="fp32", only=last)})
@@ -370,7 +384,7 @@ class Evaluation:
 
     def chosen(self) -> dict[str, Policy]:
         """The one setting that the headline is about."""
-        ours = self.tune("exits", "confidence", self.protocol.limits)
+        ours = self.tune(self.exits_role, "confidence", self.protocol.limits)
         policy = ours.get(f"{self.task.max_ops_frac:g}")
         return {} if policy is None else {"chosen": policy}
 
@@ -380,11 +394,11 @@ class Evaluation:
             return
         limits = self.protocol.gate_limits
         for gate in GATES:
-            tuned = self.tune("exits", gate, limits)
+            tuned = self.tune(self.exits_role, gate, limits)
             self.test({f"{gate}@{limit}": policy for limit, policy in tuned.items()})
         for chosen in self.chosen().values():
             self.test(self._holds(chosen))
-        for role in ("exits-agreement", "exits-apart", "joint"):
+        for role in ("exits-agreement", "joint"):
             if self.task.ablated and (network := self.network(role)) is not None:
                 whole = {f"{role}-full": Policy(role=role, only=network.spec.n_exits - 1)}
                 tuned = self.tune(role, "confidence", limits)
@@ -413,17 +427,12 @@ class Evaluation:
             exits.sha, full.sha, chosen, protocol.latency_samples, protocol.paced_samples, protocol.observations
         )
 
-        def met() -> U8:
-            seeds = self._seeds(CALIBRATION_SEED + 3 * SEEDS // 4, protocol.watched_episodes)
-            trial = Trial(
-                self.task, chosen, exits.spec, None, exits.tensors, seeds, protocol.max_steps, protocol.observations
-            )
-            return next(self._run([trial])).met
-
         if all((held := self.book.notes.get(name)) and held.key == key for name in ("latency", "confidence")):
             return
-        obs = met()
-        obs = obs[np.random.default_rng(self.seed).permutation(len(obs))]
+        seeds = self.seeds(CALIBRATION_SEED + 3 * SEEDS // 4, protocol.watched_episodes)
+        obs = self.observed(
+            Trial(self.task, chosen, exits.spec, None, exits.tensors, seeds, protocol.max_steps, protocol.observations)
+        )
         self.note("confidence", key, lambda: calibration(all_heads(exits, obs, chosen), chosen.operating.thresholds))
         thresholds = chosen.operating.thresholds
         self.note(

@@ -33,6 +33,7 @@ class Task(NamedTuple):
         judged_in: gymnasium id of the environment in which policies are judged; empty is `env`.
         ablated: whether the ablations are trained as well.
         exits_extra: hyperparameters of the roles that start from `full`.
+        judging: arguments of the roles whose confidences are taught apart.
     """
 
     group: Group
@@ -48,6 +49,7 @@ class Task(NamedTuple):
     judged_in: str = ""
     ablated: bool = False
     exits_extra: Mapping[str, Value] = {}
+    judging: Mapping[str, Value] = {}
 
     @property
     def arena(self) -> str:
@@ -95,6 +97,7 @@ def _atari(game: str) -> Task:
         "camera2",
         {"frames": 1_000_000, **_CAMERA, **learning},
         {**_CAMERA, **_DISTILLED, "eval-every": 50_000, "eval-episodes": 8},
+        judging={"episodes": 8, "observations": 8_000},
     )
 
 
@@ -127,6 +130,7 @@ TASKS: dict[str, Task] = {
         parallel=8,
         judged_in="edgert/DroneTest-v0",
         exits_extra=_FIRST_EXIT_ALONE,
+        judging={"episodes": 48, "observations": 8_000},
     ),
     "breakout": _minatar("Breakout", ablated=True),
     "space_invaders": _minatar("SpaceInvaders", ablated=True),
@@ -145,6 +149,7 @@ class Role(NamedTuple):
         started: starts from the layers of `full`.
         extra: hyperparameters of its own.
         ablation: trained only where ablations are.
+        judged: its exits are those of `exits`, and only their confidences are taught, with these arguments.
     """
 
     net: str | None = ""
@@ -152,6 +157,7 @@ class Role(NamedTuple):
     started: bool = False
     extra: Mapping[str, Value] = {}
     ablation: bool = False
+    judged: Mapping[str, Value] | None = None
 
 
 ROLES: dict[str, Role] = {
@@ -164,7 +170,10 @@ ROLES: dict[str, Role] = {
     "alone34": Role("-34"),
     "joint": Role(ablation=True),
     "exits-agreement": Role(None, distilled=True, started=True, extra={"meaning": "agreement"}, ablation=True),
-    "exits-apart": Role(None, distilled=True, started=True, extra={"confidence-from": 0.5}, ablation=True),
+    "judged": Role(judged={}),
+    "judged-agreement": Role(judged={"meaning": "agreement"}, ablation=True),
+    "apart": Role(judged={"gap": False}, ablation=True),
+    "apart-agreement": Role(judged={"gap": False, "meaning": "agreement"}, ablation=True),
 }
 
 
@@ -174,7 +183,8 @@ class Planned(NamedTuple):
     Attributes:
         task, role, seed: what it is.
         folder: where it lies.
-        arguments: of `python -m tools.train`.
+        module: the program.
+        arguments: its.
         needs: the run that must be finished before, or None.
     """
 
@@ -182,6 +192,7 @@ class Planned(NamedTuple):
     role: str
     seed: int
     folder: Path
+    module: str
     arguments: tuple[str, ...]
     needs: Path | None
 
@@ -237,6 +248,9 @@ def planned(
                 if (role.ablation and not task.ablated) or (roles and role_name not in roles):
                     continue
                 own = folder(runs, name, role_name, seed)
+                if role.judged is not None:
+                    found.append(_judged(runs, task, name, role_name, seed))
+                    continue
                 hyper = {**(task.distilled if role.distilled else task.reinforced), **role.extra}
                 if role.started:
                     hyper |= task.exits_extra
@@ -249,14 +263,21 @@ def planned(
                 if role.started:
                     arguments += ["--start", str(full)]
                 needs = full if role.distilled else None
-                found.append(Planned(name, role_name, seed, own, (*arguments, *_options(hyper)), needs))
+                found.append(Planned(name, role_name, seed, own, "tools.train", (*arguments, *_options(hyper)), needs))
     return found
+
+
+def _judged(runs: Path, task: Task, name: str, role_name: str, seed: int) -> Planned:
+    own, exits, full = (folder(runs, name, each, seed) for each in (role_name, "exits", "full"))
+    arguments = ["--run", str(exits), "--teacher", str(full), "--out", str(own), "--seed", str(seed)]
+    options = {**task.judging, **(ROLES[role_name].judged or {})}
+    return Planned(name, role_name, seed, own, "tools.train.judge", (*arguments, *_options(options)), exits)
 
 
 def show(plan: Sequence[Planned]) -> None:
     """Print every command and how far it is."""
     for run in plan:
-        print(f"{run.state:<20} python -m tools.train {' '.join(run.arguments)}")
+        print(f"{run.state:<20} python -m {run.module} {' '.join(run.arguments)}")
 
 
 def train(plan: Sequence[Planned]) -> int:
@@ -276,7 +297,7 @@ def train(plan: Sequence[Planned]) -> int:
         log = run.folder.with_name(run.folder.name + ".log")
         log.parent.mkdir(parents=True, exist_ok=True)
         print(f"{run.folder}: {run.state}, training; see {log}", flush=True)
-        command = ["nice", "-n", str(NICENESS), sys.executable, "-u", "-m", "tools.train", *run.arguments]
+        command = ["nice", "-n", str(NICENESS), sys.executable, "-u", "-m", run.module, *run.arguments]
         with log.open("a") as file:
             ended = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
         if ended:

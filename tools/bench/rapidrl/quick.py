@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from edgert import modelfile
 from edgert.errors import EdgertError, UsageError
 from edgert.policy import artifact, frontier
 from edgert.policy.artifact import Policy as Bundle
@@ -43,10 +44,12 @@ class Figures(NamedTuple):
 
 
 def shipped(models: Path) -> dict[str, tuple[Bundle, str]]:
-    """The bundles that carry a frontier, and the SHA-256 of each."""
+    """The bundles of policies that carry a frontier, and the SHA-256 of each."""
     found = {}
     for path in sorted(models.glob("*.edgert")):
         data = path.read_bytes()
+        if modelfile.is_model(data):
+            continue
         policy = artifact.load(data)
         if policy.manifest.frontier is not None:
             found[path.stem] = policy, hashlib.sha256(data).hexdigest()

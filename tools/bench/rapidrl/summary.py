@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edgert.ports.runtime.choice import cpu_name
+from tools.bench.rapidrl import choice
 from tools.bench.rapidrl.evaluation import Book, Record
 from tools.bench.rapidrl.plan import TASKS
 from tools.bench.rapidrl.statistics import F64, Sample, gains, interval, mean_known, over_seeds
@@ -49,7 +50,13 @@ HOW = {
         "mean over Atari and drone tasks"
     ),
     "always-exit-k": "costs the trunk up to exit k and its head alone",
+    "exits_of": "role whose network has the chosen setting: `judged` has the confidences that were taught apart",
     "random-exit": "takes every exit as often as the chosen setting did",
+    "choice": (
+        "what the first exit gives away by the full network's values, on held-out states of its own making, and in "
+        "which order a score hands them to the last exit: auroc of disagreement; avoided regret over chance as a share "
+        "of what the best order avoids; then returns, all scores and chance at one share of last exits, same episodes"
+    ),
     "gap, entropy": "exits of the same network; thresholds proposed and validated as for the learnt confidence",
     "deepest": "nested-If graph with all early exits refused, against the graph without exits",
 }
@@ -126,6 +133,10 @@ def of_task(name: str, books: Mapping[int, Book], whole: int, exits: Sequence[in
         "confidence": {
             seed: book.notes["confidence"].value for seed, book in books.items() if "confidence" in book.notes
         },
+        "exits_of": {
+            seed: book.records["chosen"].policy.role for seed, book in books.items() if "chosen" in book.records
+        },
+        "choice": choice.document(books, rng),
         "thresholds": {
             seed: book.records["chosen"].policy.operating.thresholds
             for seed, book in books.items()
@@ -141,8 +152,8 @@ def shortened(timed: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def tested(records: Mapping[str, Record]) -> dict[str, Record]:
-    """Those that were played on test episodes."""
-    return {name: record for name, record in records.items() if not name.startswith("validation ")}
+    """Those that were played on the test episodes of all policies."""
+    return {name: record for name, record in records.items() if not name.startswith(("validation ", "choice "))}
 
 
 def together(found: Mapping[str, Found]) -> dict[str, Any]:

@@ -13,12 +13,15 @@ RUNS = Path("some/runs")
 
 def test_every_command_is_one_that_the_trainer_reads() -> None:
     pytest.importorskip("torch")
+    from tools.train import judge
     from tools.train.__main__ import parse
 
     for run in plan.planned(RUNS, list(plan.TASKS), 1):
-        args = parse(list(run.arguments))
+        judged = plan.ROLES[run.role].judged is not None
+        assert run.module == ("tools.train.judge" if judged else "tools.train")
+        args = (judge.parse if judged else parse)(list(run.arguments))
         assert args.out == RUNS / run.task / f"{run.role}-s0"
-        assert args.net in NETS
+        assert judged or args.net in NETS
 
 
 def test_what_imitates_comes_after_its_teacher_and_takes_as_many_steps_as_the_others() -> None:
@@ -32,6 +35,8 @@ def test_what_imitates_comes_after_its_teacher_and_takes_as_many_steps_as_the_ot
         for run in runs:
             assert run.needs is None or run.needs in done
             done.add(run.folder)
+            if plan.ROLES[run.role].judged is not None:
+                continue
             args = parse(list(run.arguments))
             steps[run.role] = args.frames, args.frames_per_update, args.batch
             assert (args.teacher is not None) == plan.ROLES[run.role].distilled
@@ -60,6 +65,15 @@ def test_ablations_belong_to_some_tasks_and_seeds_can_be_limited() -> None:
     assert len({run.seed for run in plan.planned(RUNS, ["seaquest"])}) == 10
     (run,) = plan.planned(RUNS, ["pong"], 1, frames=1234, roles=["full"])
     assert run.arguments[run.arguments.index("--frames") + 1] == "1234"
+
+
+def test_confidences_are_taught_apart_to_the_exits_of_the_same_seed() -> None:
+    runs = {run.role: run for run in plan.planned(RUNS, ["breakout"], 1)}
+    for role in ("judged", "judged-agreement", "apart", "apart-agreement"):
+        arguments = runs[role].arguments
+        assert arguments[arguments.index("--run") + 1] == str(runs["exits"].folder) == str(runs[role].needs)
+        assert ("--no-gap" in arguments) == role.startswith("apart")
+        assert ("agreement" in arguments) == role.endswith("agreement")
 
 
 def test_the_state_of_a_run_is_read_from_its_folder(tmp_path: Path) -> None:

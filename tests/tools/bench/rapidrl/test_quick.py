@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,14 @@ def shipped(models: Path, *, thresholds: tuple[float, ...] = (0.0, 0.0), frontie
     )
     models.mkdir(exist_ok=True)
     (models / "small.edgert").write_bytes(artifact.pack(manifest, params, export.build(SPEC, tensors), obs[:4]))
+
+
+def test_other_models_and_policies_without_a_frontier_are_passed_over(tmp_path: Path) -> None:
+    shipped(tmp_path)
+    (tmp_path / "small.edgert").rename(tmp_path / "with.edgert")
+    shipped(tmp_path, frontier=False)
+    shutil.copy(Path(__file__).parents[4] / "models" / "digits-0.25-early-int8.edgert", tmp_path)
+    assert list(quick.shipped(tmp_path)) == ["with"]
 
 
 def test_a_bundle_is_played_at_its_own_setting(tmp_path: Path) -> None:
