@@ -14,6 +14,8 @@ Few = Annotated[int, msgspec.Meta(ge=1, le=64)]
 PartNumber = Annotated[int, msgspec.Meta(ge=-1, le=63)]
 WorkState = Literal["fetching", "starting", "ready", "running", "done", "failed"]
 Split = Literal["auto", "one", "data", "layers"]
+GENERATIONS = 500_000_000
+"""Networks that were trained elsewhere count from here on, and never meet the numbers of those trained here."""
 
 
 class Placing(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag="placing"):
@@ -50,6 +52,17 @@ class PlaceSubmit(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema",
     hyper: dict[str, float] = {}
     due_s: Annotated[float, msgspec.Meta(gt=0, le=1e7)] | None = None
     cuts: Annotated[tuple[dict[str, object], ...], msgspec.Meta(max_length=16)] = ()
+    v: int = 1
+
+
+class PlaceTake(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag="place-take"):
+    """To a job's owner: what the training gave is to act here.
+
+    Attributes:
+        id: of the job, which is done. The gate judges it once more, by the network that acts now.
+    """
+
+    id: Name
     v: int = 1
 
 

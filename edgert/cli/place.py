@@ -33,7 +33,7 @@ ROW = 0.3
 
 
 def place(argv: list[str]) -> int:
-    """Submit a training job, or show where jobs are and why.
+    """Submit a training job, show where jobs are and why, or have what one gave act.
 
     Returns:
         0 done, 1 a job that was waited for did not end well, 2 there is no such job, 75 no answer in time.
@@ -49,6 +49,8 @@ def place(argv: list[str]) -> int:
     if args.verb == "submit":
         return _submit(args)
     jobs = _jobs(args)
+    if args.verb == "take":
+        return _take(args, jobs.get(args.job))
     if args.verb == "why":
         job = jobs.get(args.job)
         if job is None:
@@ -100,6 +102,15 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     shows = verbs.add_parser("show", help="all jobs, where they are, and how far")
     shows.add_argument("--plot", type=Path, metavar="FILE", help="draw what happened when, as SVG")
     verbs.add_parser("why", help="who proposed what, and what the shield changed").add_argument("job")
+    take = verbs.add_parser(
+        "take",
+        help="have what a job gave act on its owner",
+        description="Offer what a job gave to its owner's actor. The gate judges it by what acts now, and it"
+        " acts on trial, as what the device trains itself does.",
+    )
+    take.add_argument("job")
+    take.add_argument("--wait-s", type=float, default=60.0, help="for the gate (60)")
+    take.add_argument("--keys", type=Path, default=home(), metavar="DIR", help="to sign with (%(default)s)")
     for verb in verbs.choices.values():
         verb.add_argument("--fleet", default="default", help="(default)")
         verb.add_argument("--broker", required=True, help="mqtt://host[:1883] or mqtts://host[:8883][?ca=FILE&...]")
@@ -340,7 +351,7 @@ def _settings(pairs: list[str]) -> dict[str, float]:
 def _submit(args: argparse.Namespace) -> int:
     from edgert.fleet import fetch
     from edgert.ports import shards
-    from edgert.programs.post import chunk_topic
+    from edgert.programs.placer.transport import chunk_topic
 
     id_ = named(args.id or f"t-{secrets.token_hex(4)}")
     files: dict[str, bytes] = {}
@@ -401,6 +412,33 @@ def _submit(args: argparse.Namespace) -> int:
     if told.state in ("refused", "failed"):
         return ERROR
     return OK if told.state == "done" or not args.wait_s else RETRY_LATER
+
+
+def _take(args: argparse.Namespace, job: wire.PlaceJob | None) -> int:
+    if job is None or job.state != "done":
+        print(f"no job {args.job} in fleet {args.fleet} that is done{f': it is {job.state}' if job else ''}")
+        return NOTHING_TO_DO
+    payload = vouched(args, wire.encode(wire.PlaceTake(id=job.id)))
+    line = _Line(args, wire.Topic(args.fleet, job.owner, "place", "job", job.id))
+    topic, told = str(wire.Topic(args.fleet, job.owner, "place", "take", job.id)), job
+    with line.mqtt:
+        line.wait_up(time.monotonic() + args.timeout_s)
+        end_s, said_s = time.monotonic() + args.wait_s, 0.0
+        while not _taken(told) and told.state not in ("refused", "failed") and time.monotonic() < end_s:
+            if told.state == "done" and time.monotonic() >= said_s:
+                said_s = time.monotonic() + AGAIN_S
+                _publish(line.mqtt, topic, payload, end_s)
+            for heard in line.hear(0.2):
+                told = heard
+    if _taken(told):
+        print(clean(f"{job.id}: offered to the actor of {job.owner}, on trial"))
+        return OK
+    print(clean(f"{job.id}: {told.state}{f', {told.why}' if told.why else ''}"))
+    return ERROR if told.state in ("refused", "failed") else RETRY_LATER
+
+
+def _taken(job: wire.PlaceJob) -> bool:
+    return any(each.get("what") == "offered" for each in job.history)
 
 
 def _goes_on(told: wire.PlaceJob | None, until_s: float) -> bool:

@@ -24,7 +24,7 @@ class Times(msgspec.Struct, frozen=True, kw_only=True):
     """How long things take at most; all in seconds.
 
     Attributes:
-        window_s: a shield collects proposals for so long before it judges them together.
+        window_s: between two judgements of a shield; proposals that come meanwhile are judged together.
         retry_s: before a question is asked again.
         patience_s: for an answer, before it is given up.
         lease_s: a hold lives so long after it was reserved, committed or renewed.

@@ -31,6 +31,8 @@ from edgert.placement.shield import Room
 
 PENDING_MAX = 256
 """Proposals and reservations that a shield has under way at most; what is beyond it is deferred at once."""
+GATHER_FRAC = 0.1
+"""Of a window: so long the first proposal after a quiet one waits for others."""
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,6 +67,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
         loads: node -> the newest.
         pending: job -> its newest proposal, and when it is refused for good.
         judge_s: when the window closes; None while nothing is pending.
+        judged_s: when the last one did: after a quiet time nobody waits for a whole window.
         asked: job -> its reservation.
         sent, received: messages so far, for those who count them.
     """
@@ -79,6 +82,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     loads: dict[str, Load] = {}
     pending: dict[str, tuple[Proposal, float]] = {}
     judge_s: float | None = None
+    judged_s: float = -1e9
     asked: dict[str, Asked] = {}
     sent: int = 0
     received: int = 0
@@ -229,7 +233,8 @@ def _proposed(state: State, event: Propose, now_s: float, times: Times, sends: S
         sends.append(Send(owner, Judged(_deferral(state, proposal, Reason("no_room")))))
         return state
     pending = {**state.pending, job: (proposal, now_s + times.patience_s)}
-    ready_s = max(now_s + times.window_s, state.since_s + times.beat_s + times.retry_s)
+    soon_s = now_s + GATHER_FRAC * times.window_s  # what else is asked at the same time comes with it
+    ready_s = max(soon_s, state.judged_s + times.window_s, state.since_s + times.beat_s + times.retry_s)
     return msgspec.structs.replace(state, pending=pending, judge_s=ready_s if state.judge_s is None else state.judge_s)
 
 
@@ -314,7 +319,7 @@ def _judge(
         )
         reserving[proposal.job.id] = asked
         sends.extend(_questions(state, asked))
-    return msgspec.structs.replace(state, pending={}, judge_s=None, asked=reserving)
+    return msgspec.structs.replace(state, pending={}, judge_s=None, judged_s=now_s, asked=reserving)
 
 
 def _questions(state: State, asked: Asked) -> Sends:

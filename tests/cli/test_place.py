@@ -130,6 +130,8 @@ def test_a_job_is_submitted_and_found_again(
     assert verbs.place(["why", "j1", *common]) == OK
     assert "the agent proposes d2" in capsys.readouterr().out
     assert verbs.place(["why", "j9", *common]) == NOTHING_TO_DO
+    if state != "done":
+        assert verbs.place(["take", "j1", *common, *keys]) == NOTHING_TO_DO
 
 
 def test_who_is_not_there_takes_no_job(mosquitto: Any, tmp_path: Path) -> None:

@@ -1,14 +1,13 @@
 from __future__ import annotations
 
-import msgspec
 import numpy as np
 import pytest
 
 from edgert.errors import UsageError
 from edgert.learn.backprop import accumulate
 from edgert.learn.dqn import Learner
-from edgert.nets import initialise
-from edgert.placement import agent
+from edgert.nets import Params, initialise
+from edgert.placement import agent, view
 from edgert.placement.agent import Outcome
 from edgert.placement.jobs import HOST, Flow, Job, Part, Split
 from edgert.placement.load import Capacity, Load, Resources
@@ -37,18 +36,20 @@ def job(workers: tuple[int, ...] = (1, 2), moved: float = 1e5) -> Job:
 
 
 PARAMS = initialise(agent.SPEC, np.random.default_rng(0))
+NOTHING = Params(agent.SPEC)
+"""A network that leaves everything to the cost model."""
 
 
 @pytest.mark.parametrize("count", [1, 2, 8])
 def test_any_number_of_neighbours_is_ranked_in_full(count: int) -> None:
-    sight = agent.look("a", loads(*([1.0] * count)), 0.0)
-    rng = np.random.default_rng(1)
+    sight = view.look("a", loads(*([1.0] * count)), 0.0)
+    rng, tempted, made = np.random.default_rng(1), agent.Rule(accept=1.0), job((2, 2))
     seen = set()
     for _ in range(60):
-        decided = agent.propose(PARAMS, job(), sight, 0.0, rng=rng)
+        decided = agent.propose(PARAMS, made, sight, 0.0, rng=rng, rule=tempted)
         seen.add(None if decided.proposal is None else decided.proposal.split)
         if decided.proposal is not None:
-            assert len(decided.proposal.nodes) == len(job().splits[decided.proposal.split].parts)
+            assert len(decided.proposal.nodes) == len(made.splits[decided.proposal.split].parts)
             assert all(sorted(each) == sorted(sight.names) for each in decided.proposal.ranked)
             assert len(decided.choices) == len(decided.proposal.nodes)
         else:
@@ -56,65 +57,44 @@ def test_any_number_of_neighbours_is_ranked_in_full(count: int) -> None:
     assert seen == {None, 0, 1}
 
 
+def test_the_look_ahead_takes_the_quickest_end_and_asks_what_it_costs_others() -> None:
+    sight = view.look("a", loads(1.0, 4.0, 1.0), 0.0)
+    best = agent.propose(NOTHING, job(), sight, 0.0).proposal
+    assert best is not None and best.split == 1 and best.nodes == ("b", "b"), "two cores of the fastest node"
+    thrifty = agent.propose(NOTHING, job(), sight, 0.0, rule=agent.Rule(base=50.0)).proposal
+    assert thrifty is not None and thrifty.split == 0
+
+
+def test_it_waits_for_a_fast_node_but_not_for_ever() -> None:
+    full = Resources(cores=4.0)
+    sight = view.look("a", loads(1.0, 4.0, a=Resources(), b=full), 0.0)
+    assert agent.propose(NOTHING, job((1,)), sight, 0.0).proposal is None, "four times as slow is not worth having"
+    waited_s = agent.patience_s(view.prospect(job((1,)), sight).ideal_s)
+    late = agent.propose(NOTHING, job((1,)), sight, waited_s).proposal
+    assert late is not None and late.nodes == ("a",) and not late.choosy
+
+
 def test_the_same_question_gets_the_same_answer() -> None:
-    sight = agent.look("a", loads(1.0, 0.5, 2.0), 0.0)
+    sight = view.look("a", loads(1.0, 0.5, 2.0), 0.0)
     one, two = (agent.propose(PARAMS, job(), sight, 3.0) for _ in range(2))
     assert one.proposal == two.proposal and one.choices[0].log_prob == two.choices[0].log_prob
 
 
 def test_a_full_node_is_not_chosen_and_with_no_room_anywhere_the_job_waits() -> None:
     full = Resources(cores=3.5)
-    sight = agent.look("a", loads(1.0, 1.0, 1.0, a=full, c=full), 0.0)
+    sight = view.look("a", loads(1.0, 1.0, 1.0, a=full, c=full), 0.0)
     rng = np.random.default_rng(2)
     for _ in range(40):
         decided = agent.propose(PARAMS, job((1,)), sight, 0.0, rng=rng)
         assert decided.proposal is None or decided.proposal.nodes == ("b",)
-    nowhere = agent.look("a", loads(1.0, a=full), 0.0)
+    nowhere = view.look("a", loads(1.0, a=full), 0.0)
     assert agent.propose(PARAMS, job(), nowhere, 0.0).proposal is None
     unmasked = [agent.propose(PARAMS, job(), nowhere, 0.0, masked=False, rng=rng).proposal for _ in range(30)]
     assert any(each is not None for each in unmasked)
 
 
-def test_what_one_proposed_oneself_is_taken() -> None:
-    sight = agent.look("a", loads(1.0, 1.0), 0.0)
-    decided = agent.retrace(PARAMS, job(), sight, 0.0, 1, ("b", "b"))
-    assert decided.proposal is not None
-    after = agent.taken(sight, decided.proposal)
-    assert after.free_cores.tolist() == [4.0, 2.0] and after.free_memory.tolist() == [1e9, 8e8]
-    assert sight.free_cores.tolist() == [4.0, 4.0]
-
-
-def test_the_estimate_knows_speed_crowds_and_links() -> None:
-    busy = Resources(cores=6.0)
-    sight = agent.look("a", loads(1.0, 2.0, 1.0, c=busy), 0.0)
-    fit = agent.estimate(job((1,), moved=0.0), job((1,), moved=0.0).splits, (), sight)
-    alone, fast, crowded = fit.step_s[0]
-    assert fast == pytest.approx(alone / 2) and crowded == pytest.approx(alone * 7 / 4)
-    assert fit.fits[0].tolist() == [True, True, False]
-    far = agent.estimate(job((1,), moved=1e7), job((1,), moved=1e7).splits, (), sight)
-    assert far.step_s[0][0] == pytest.approx(alone) and far.step_s[0][1] == pytest.approx(alone / 2 + 1)
-
-
-def test_layers_wait_for_one_another_and_workers_do_not() -> None:
-    parts = (Part(compute_core_s=2.0, memory_bytes=1.0), Part(compute_core_s=2.0, memory_bytes=1.0))
-    sight = agent.look("a", loads(1.0, 1.0), 0.0)
-    found = {}
-    for kind in ("data", "layers"):
-        split = msgspec.convert({"kind": kind, "parts": parts}, Split)
-        made = msgspec.structs.replace(job(), splits=(split,))
-        found[kind] = float(agent.estimate(made, made.splits, (0,), sight).step_s[0][1])
-    assert found == {"data": pytest.approx(2.0), "layers": pytest.approx(4.0)}
-
-
-def test_a_device_that_does_not_know_itself_is_an_error() -> None:
-    with pytest.raises(UsageError):
-        agent.look("z", loads(1.0), 0.0)
-    with pytest.raises(UsageError):
-        agent.retrace(PARAMS, job(), agent.look("a", loads(1.0), 0.0), 0.0, 0, ("nobody",))
-
-
 def test_the_gradient_of_a_lesson_is_that_of_its_loss() -> None:
-    sight = agent.look("a", loads(1.0, 0.5, 2.0), 0.0)
+    sight = view.look("a", loads(1.0, 0.5, 2.0), 0.0)
     rng = np.random.default_rng(3)
     decided = [agent.propose(PARAMS, job(), sight, float(k), rng=rng) for k in range(6)]
     choices = [choice for each in decided for choice in each.choices]
@@ -142,7 +122,7 @@ def test_lessons_need_as_many_advantages_as_choices() -> None:
 
 def test_a_device_learns_from_how_its_jobs_went() -> None:
     """Node b is ten times slower than it says: jobs that went there took longer, and soon none goes there."""
-    sight = agent.look("a", loads(1.0, 1.0), 0.0)
+    sight = view.look("a", loads(1.0, 1.0), 0.0)
     rng = np.random.default_rng(5)
     learner = Learner(initialise(agent.SPEC, rng))
 
@@ -152,7 +132,7 @@ def test_a_device_learns_from_how_its_jobs_went() -> None:
         return placed.count("b") / max(1, len(placed))
 
     before = share()
-    for _ in range(40):
+    for _ in range(60):
         outcomes = []
         for _ in range(16):
             decided = agent.propose(learner.params, job((1,)), sight, 0.0, rng=rng)
@@ -168,7 +148,7 @@ def test_a_device_learns_from_how_its_jobs_went() -> None:
 
 
 def test_the_worth_of_outcomes_is_relative() -> None:
-    choice = agent.propose(PARAMS, job((1,)), agent.look("a", loads(1.0), 0.0), 0.0).choices
+    choice = agent.propose(PARAMS, job((1,)), view.look("a", loads(1.0), 0.0), 0.0).choices
     gains = agent.worth([Outcome(choice, 10.0, 10.0), Outcome(choice, 100.0, 10.0)])
     assert gains[0] > 0 > gains[-1] and sum(gains) == pytest.approx(0, abs=1e-9)
     assert agent.worth([]) == []

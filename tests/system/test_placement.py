@@ -17,12 +17,16 @@ import numpy as np
 import pytest
 
 from edgert import wire
+from edgert.cli import OK
+from edgert.cli.place import place
 from edgert.config import commented_default
 from edgert.learn.dqn import Batch
+from edgert.placing import GENERATIONS
 from edgert.policy import artifact
 from edgert.ports import shards
 from edgert.ports.mqtt import Mqtt, Received
-from edgert.programs.post import chunk_topic
+from edgert.ports.process import Layout, load_config, noted_network
+from edgert.programs.placer.transport import chunk_topic
 
 HOUSE = Path(__file__).parents[2]
 BUNDLE = HOUSE / "models" / "breakout.edgert"
@@ -53,7 +57,7 @@ class Yard:
     """Three devices, and what their owner tells of its jobs."""
 
     def __init__(self, folder: Path, url: str) -> None:
-        self.folder = folder
+        self.folder, self.url = folder, url
         self.runs = Path(tempfile.mkdtemp(prefix="edgert-", dir="/tmp"))
         self.jobs: dict[str, wire.PlaceJob] = {}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -188,3 +192,14 @@ def test_jobs_outlive_their_host_and_their_results_pass_the_gate(yard: Yard) -> 
             # What was learned before is not learned again.
             assert broke[-1]["step"] >= 20
     assert hit
+
+    common = ["--fleet", FLEET, "--broker", yard.url, "--keys", str(yard.folder / "none")]
+    assert place(["take", "whole", *common]) == OK
+    yard.until(lambda: yard.happened("whole", "offered"), "it is told who takes over")
+    (offered,) = yard.happened("whole", "offered")
+    layout = Layout(load_config(yard.folder / "owner" / "edgert.toml"))
+    yard.until(lambda: noted_network(layout)[0], "the actor has taken over")
+    acting, fault = noted_network(layout)
+    assert acting is not None and acting.generation == offered["generation"] > GENERATIONS and not fault
+    result = Path(str(yard.jobs["whole"].result["path"]))
+    assert Path(acting.path).read_bytes() == result.read_bytes()

@@ -1,9 +1,10 @@
 """`python -m tools.train.placer`: train the agent that places jobs, and those that it is measured against.
 
-Every method goes the same way, with the same clusters, jobs and budget: a priced HEFT whose few knobs are tuned for its
-own setting, imitation of it, and then PPO over places, several plays of the same arrivals being each other's baseline.
-They differ in what they are trained within: `srole` behind a shield, `marl` without one, `masked` without one but with
-places that look full left out, `central` one head that decides for all.
+Every method goes the same way, with the same clusters, jobs and processor time. It begins with a network that changes
+nothing of what the agent's cost model says, and goes on with PPO over places, several plays of the same arrivals being
+each other's baseline. Jobs come one by one, in bursts, or all at once.
+Methods differ in what they are trained within: `srole` behind a shield, `marl` without one, `masked` without one but
+with places that look full left out, `central` one head that decides for all.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from edgert.learn.backprop import accumulate
 from edgert.learn.dqn import Learner
 from edgert.nets import Params, initialise, macs, ops
 from edgert.placement import agent
-from edgert.placement.agent import Choice, Decided, Sight
+from edgert.placement.agent import Choice
 from edgert.placement.jobs import Job
 from edgert.policy import artifact
 from tools.bench.srole import boards, fluid, play, policies
@@ -38,19 +39,24 @@ METHODS = {  # shield, central, masked
     "masked": ("none", False, True),
     "central": ("none", True, True),
 }
-NODES = (5, 10, 10)
+NODES = (4, 5, 10, 10)
 LOADS = (0.4, 0.7, 0.9)
-WINDOWS_S = (2.0, 5.0, 10.0)
-STALES_S = (5.0, 15.0, 30.0)
+BURSTS = (1, 1, 1, 4, 0)
+"""Jobs that come together; 0 for all at once."""
+WINDOWS_S = (1.0, 2.0, 5.0, 10.0)
+STALES_S = (0.0, 5.0, 15.0, 30.0)
 ROLLOUTS = 4
 HORIZON_S = 300.0  # discounting of what a decision does to everybody else
-VALIDATION = tuple((10, load, 5.0, 15.0, 10_000 + i) for i, load in enumerate((0.5, 0.8) * 2))
+VALIDATION = (
+    *((10, load, 5.0, 15.0, 10_000 + i, 1) for i, load in enumerate((0.5, 0.8, 0.7) * 2)),
+    *((4, 0.7, 1.0, 0.0, 11_000 + i, 0) for i in range(3)),
+)
 
 
 class Hyper(msgspec.Struct, frozen=True):
     """What the training is told; the same for every method."""
 
-    learning_rate: float = 1e-4
+    learning_rate: float = 3e-4
     final_rate: float = 3e-5
     entropy_weight: float = 0.003
     final_entropy: float = 0.0003
@@ -58,10 +64,6 @@ class Hyper(msgspec.Struct, frozen=True):
     clip: float = 0.2
     epochs: int = 2
     batch: int = 256
-    imitation_steps: int = 600
-    imitation_turns: int = 3
-    tuning_rounds: int = 3
-    tuning_draws: int = 8
 
 
 class Scene(NamedTuple):
@@ -72,13 +74,23 @@ class Scene(NamedTuple):
     setting: play.Setting
 
 
-def scene(method: str, nodes: int, load: float, window_s: float, stale_s: float, seed: int) -> Scene:
-    """Draw a scene."""
+def scene(method: str, nodes: int, load: float, window_s: float, stale_s: float, seed: int, burst: int = 1) -> Scene:
+    """Draw a scene; `burst` jobs come together, 0 for all at once."""
     rng = np.random.default_rng(seed)
     shield, central, _ = METHODS[method]
     made = boards.cluster(nodes, rng)
-    queue = boards.draw_jobs(made, 4 * nodes + 10, load, rng)
+    queue = boards.draw_jobs(made, 4 * nodes + 10 if burst else 2 * nodes, load, rng)
+    together = burst or len(queue)
+    first = [0.0 if not burst else queue[k - k % together].born_s for k in range(len(queue))]
+    queue = [msgspec.structs.replace(job, born_s=born_s) for job, born_s in zip(queue, first, strict=True)]
     return Scene(made, queue, play.Setting(shield=shield, window_s=window_s, stale_s=stale_s, central=central))
+
+
+def drawn(method: str, rng: np.random.Generator, first_seed: int) -> Scene:
+    """A scene to train in."""
+    nodes, load, burst = int(rng.choice(NODES)), float(rng.choice(LOADS)), int(rng.choice(BURSTS))
+    window_s, stale_s = float(rng.choice(WINDOWS_S)), float(rng.choice(STALES_S))
+    return scene(method, nodes, load, window_s, stale_s, first_seed + int(rng.integers(1 << 30)), burst)
 
 
 def run(where: Scene, decide: policies.Decide, seed: int) -> play.Played:
@@ -97,78 +109,44 @@ def follow(
     return told.entropy
 
 
-def imitate(params: Params, masked: bool, teacher: policies.Decide, actor: policies.Decide | None) -> policies.Decide:
-    """What the teacher would do, as choices of the agent; `actor` decides what is done, or the teacher itself."""
-
-    def decide(job: Job, sight: Sight, now_s: float, attempt: int, rng: np.random.Generator) -> Decided:
-        found = teacher(job, sight, now_s, attempt, rng)
-        nodes = found.proposal.nodes if found.proposal else ()
-        split = found.proposal.split if found.proposal else 0
-        told = agent.retrace(params, job, sight, now_s, split, nodes, masked=masked)
-        done = found if actor is None else actor(job, sight, now_s, attempt, rng)
-        return Decided(done.proposal, told.choices)
-
-    return decide
-
-
-def tune(method: str, hyper: Hyper, rng: np.random.Generator) -> tuple[policies.Knobs, float]:
-    """The teacher of a method: knobs of the priced rule, by the cross-entropy method on scenes of its own setting."""
-    spread = np.array([1.5, 2.5, 1.5, 0.5, 0.8, 1.0])
-    centre = np.array(policies.Knobs())
+def tune(rounds: int = 3, draws: int = 12) -> agent.Rule:
+    """Constants of the cost model, by the cross-entropy method; one rule for all methods, in the settings of all."""
+    rng = np.random.default_rng(0)
+    kinds = ((10, 0.5, 1), (10, 0.8, 1), (5, 0.7, 4), (4, 0.7, 0)) * 2 + ((10, 0.9, 4), (5, 0.8, 0))
+    methods = ("srole", "central", "marl", "srole", "masked") * 2
     scenes = [
-        scene(method, nodes, load, window_s, stale_s, 30_000 + i)
-        for i, (nodes, load, window_s, stale_s) in enumerate(
-            ((10, 0.5, 5.0, 15.0), (10, 0.8, 5.0, 15.0), (5, 0.7, 2.0, 5.0), (10, 0.9, 10.0, 30.0))
-        )
+        (method, scene(method, nodes, load, 5.0 if burst == 1 else 1.0, 10.0, 50_000 + i, burst))
+        for i, (method, (nodes, load, burst)) in enumerate(zip(methods, kinds, strict=True))
     ]
 
-    def cost(knobs: npt.NDArray[np.float64]) -> float:
-        decide = policies.priced(policies.Knobs(*map(float, knobs)))
-        return float(np.mean([np.log(np.mean(list(run(w, decide, i).times_s.values()))) for i, w in enumerate(scenes)]))
+    def cost(told: npt.NDArray[np.float64]) -> float:
+        rule, nothing, times = agent.Rule(*map(float, told)), Params(agent.SPEC), []
+        for i, (method, where) in enumerate(scenes):
+            decide = policies.learned(nothing, masked=METHODS[method][2], explore=False, rule=rule)
+            times.append(np.mean(list(run(where, decide, i).times_s.values())))
+        return float(np.mean(np.log(times)))
 
+    centre, spread = np.array(agent.RULE), np.array([1.0, 2.5, 1.0, 0.7, 1.0])
     best, best_cost = centre.copy(), cost(centre)
-    for _ in range(hyper.tuning_rounds):
-        drawn = [centre + spread * rng.normal(size=len(centre)) for _ in range(hyper.tuning_draws)]
-        costs = np.array([cost(each) for each in drawn])
-        elite = np.array(drawn)[np.argsort(costs)[: max(2, len(drawn) // 4)]]
+    print(f"{np.exp(best_cost):.1f} s", agent.RULE, flush=True)
+    for _ in range(rounds):
+        tried = [centre + spread * rng.normal(size=len(centre)) for _ in range(draws)]
+        tried = [np.maximum(each, (-np.inf, 0.0, 0.0, 1.1, 0.5)) for each in tried]
+        costs = np.array([cost(each) for each in tried])
+        elite = np.array(tried)[np.argsort(costs)[: max(2, draws // 4)]]
         centre, spread = elite.mean(0), 0.7 * spread + 0.3 * elite.std(0)
         if costs.min() < best_cost:
-            best, best_cost = np.array(drawn)[costs.argmin()], float(costs.min())
-    if cost(centre) < best_cost:
-        best = centre
-    return policies.Knobs(*map(float, best)), float(np.exp(min(best_cost, cost(centre))))
+            best, best_cost = tried[int(costs.argmin())], float(costs.min())
+        print(f"{np.exp(best_cost):.1f} s", agent.Rule(*map(float, np.round(best, 2))), flush=True)
+    return agent.Rule(*map(float, best))
 
 
-def warm_up(
-    learner: Learner, method: str, knobs: policies.Knobs, hyper: Hyper, turn: int, rng: np.random.Generator
-) -> None:
-    """Imitate the teacher: in the first turn where it goes, in later ones where the agent goes."""
-    masked = METHODS[method][2]
-    own = policies.learned(learner.params, masked=masked, explore=False) if turn else None
-    decide = imitate(learner.params, masked, policies.priced(knobs), own)
-    choices: list[Choice] = []
-    for i in range(4):
-        setting = 10 if i else 15, (0.4, 0.7, 0.9)[i % 3], (2.0, 5.0, 10.0)[i % 3], (5.0, 15.0, 30.0)[i % 3]
-        for made in run(scene(method, *setting, 20_000 + 10 * turn + i), decide, i).made:
-            choices.extend(made.choices)
-    for step in range(hyper.imitation_steps):
-        drawn = [choices[i] for i in rng.integers(len(choices), size=64)]
-        now = [
-            each._replace(log_prob=log_prob) for each, log_prob in zip(drawn, _now(learner.params, drawn), strict=True)
-        ]
-        rate = 3e-3 * (1 - step / hyper.imitation_steps) + 1e-4
-        follow(learner, now, [1.0] * len(now), rate, 0.2, 0.0)
-
-
-def _now(params: Params, choices: list[Choice]) -> list[float]:
-    """The logarithm of each choice's probability at present."""
-    scores = agent.score(params, np.concatenate([each.places for each in choices])).astype(np.float64)
-    found, at = [], 0
-    for each in choices:
-        own = np.where(each.allowed, scores[at : at + len(each.places)], -1e9)
-        at += len(each.places)
-        found.append(float(own[each.chosen] - own.max() - np.log(np.exp(own - own.max()).sum())))
-    return found
+def begin(seed: int) -> Params:
+    """A network that says 0 of every place."""
+    params = initialise(agent.SPEC, np.random.default_rng(seed))
+    for name in list(params.views)[-2:]:
+        params.views[name][:] = 0.0
+    return params
 
 
 def advantages(plays: list[play.Played], own_weight: float) -> tuple[list[Choice], list[float]]:
@@ -211,8 +189,8 @@ def validate(params: Params, method: str) -> dict[str, float]:
     for name, explore in (("drawn", True), ("best", False)):
         means = []
         counts: dict[str, float] = {}
-        for nodes, load, window_s, stale_s, seed in VALIDATION:
-            where = scene(method, nodes, load, window_s, stale_s, seed)
+        for nodes, load, window_s, stale_s, seed, burst in VALIDATION:
+            where = scene(method, nodes, load, window_s, stale_s, seed, burst)
             played = run(where, policies.learned(params, masked=METHODS[method][2], explore=explore), seed)
             means.append(np.mean(list(played.times_s.values())))
             for key in ("interventions", "decisions", "collisions", "overloads", "killed"):
@@ -229,33 +207,15 @@ class Run:
         """Begin, or go on where the folder says."""
         self.method, self.seed, self.hyper, self.folder = method, seed, hyper, folder
         folder.mkdir(parents=True, exist_ok=True)
-        self.learner = Learner(initialise(agent.SPEC, np.random.default_rng(seed)))
+        self.learner = Learner(begin(seed))
         self.curve: list[dict[str, Any]] = []
-        self.knobs: policies.Knobs | None = None
-        self.spent_s, self.updates, self.plays, self.turns = 0.0, 0, 0, 0
+        self.spent_s, self.updates, self.plays = 0.0, 0, 0
         if (folder / "curve.json").exists():
             state = json.loads((folder / "curve.json").read_text())
             with np.load(folder / "state.npz") as arrays:
                 self.learner.restore({name: arrays[name] for name in arrays.files}, state["steps"])
             self.curve, self.spent_s = state["curve"], state["spent_s"]
             self.updates, self.plays = state["updates"], state["plays"]
-            self.knobs, self.turns = policies.Knobs(*state["knobs"]), state["turns"]
-
-    def step(self, done_frac: float) -> bool:
-        """Do the next piece of the training; gives whether a point of the curve is due in any case."""
-        hyper, rng = self.hyper, np.random.default_rng([self.seed, self.updates, self.turns])
-        if self.knobs is None:
-            self.knobs, cost_s = tune(self.method, hyper, rng)
-            print(self.method, self.seed, self.knobs, f"{cost_s:.1f} s", flush=True)
-        elif self.turns < hyper.imitation_turns:
-            warm_up(self.learner, self.method, self.knobs, hyper, self.turns, rng)
-            self.turns += 1
-            if self.turns == hyper.imitation_turns:
-                self.learner.m[:] = self.learner.v[:] = 0
-                return True
-        else:
-            self.update(done_frac)
-        return False
 
     def point(self) -> None:
         """Validate, and note it."""
@@ -272,8 +232,7 @@ class Run:
         state = {
             "method": self.method,
             "seed": self.seed,
-            "knobs": None if self.knobs is None else list(self.knobs),
-            "turns": self.turns,
+            "rule": agent.RULE._asdict(),
             "hyper": msgspec.to_builtins(self.hyper),
             "steps": self.learner.steps,
             "spent_s": self.spent_s,
@@ -286,9 +245,7 @@ class Run:
     def update(self, done_frac: float) -> None:
         """Play the same arrivals several times and learn from the differences."""
         hyper, rng = self.hyper, np.random.default_rng([self.seed, self.updates, 1_000_000])
-        nodes, load = int(rng.choice(NODES)), float(rng.choice(LOADS))
-        window_s, stale_s = float(rng.choice(WINDOWS_S)), float(rng.choice(STALES_S))
-        where = scene(self.method, nodes, load, window_s, stale_s, int(rng.integers(1 << 30)) + 100_000)
+        where = drawn(self.method, rng, 1 << 31)
         decide = policies.learned(self.learner.params, masked=METHODS[self.method][2], explore=True)
         plays = [run(where, decide, int(rng.integers(1 << 30))) for _ in range(ROLLOUTS)]
         self.plays += len(plays)
@@ -334,7 +291,7 @@ def export(folder: Path, out: Path) -> None:
             "command": f"python -m tools.train.placer --method {state['method']} --seed {state['seed']}",
             "commit": commit(),
             "run": {
-                **{name: state[name] for name in ("method", "seed", "knobs", "hyper", "spent_s", "updates", "plays")},
+                **{name: state[name] for name in ("method", "seed", "rule", "hyper", "spent_s", "updates", "plays")},
                 "acts": "drawn" if best["drawn"] < best["best"] else "best",
                 "curve": state["curve"],
             },
@@ -346,7 +303,8 @@ def export(folder: Path, out: Path) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Train one method for so many seconds of processor time, all told, in slices."""
     parser = argparse.ArgumentParser(prog="python -m tools.train.placer", description=__doc__)
-    parser.add_argument("--method", choices=list(METHODS), required=True)
+    parser.add_argument("--method", choices=list(METHODS), default="srole")
+    parser.add_argument("--tune", action="store_true", help="find constants of the cost model instead, and print them")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--budget-s", type=float, default=400.0, help="processor time of the whole training")
     parser.add_argument("--slice-s", type=float, default=1e9, help="stop after this much, to go on another time")
@@ -354,21 +312,26 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=Path("runs/placer"))
     parser.add_argument("--export", type=Path, help="write the bundle of a finished training there, and train no more")
     args = parser.parse_args(argv)
+    if args.tune:
+        tune()
+        return 0
     if args.export:
         export(args.folder / f"{args.method}-s{args.seed}", args.export)
         return 0
     made = Run(args.method, args.seed, args.folder / f"{args.method}-s{args.seed}", Hyper())
-    slice_s, last_s = 0.0, made.curve[-1]["spent_s"] if made.curve else 0.0
+    if not made.curve:
+        made.point()
+    slice_s, last_s = 0.0, made.curve[-1]["spent_s"]
     while made.spent_s < args.budget_s and slice_s < args.slice_s:
         began = time.process_time()
-        due = made.step(made.spent_s / args.budget_s)
+        made.update(made.spent_s / args.budget_s)
         took_s = time.process_time() - began
         made.spent_s += took_s
         slice_s += took_s
-        if due or (made.curve and made.spent_s - last_s >= args.every_s) or made.spent_s >= args.budget_s:
+        if made.spent_s - last_s >= args.every_s or made.spent_s >= args.budget_s:
             made.point()
             last_s = made.spent_s
-        if due or slice_s >= args.slice_s or made.spent_s >= args.budget_s or made.updates % 10 == 0:
+        if slice_s >= args.slice_s or made.spent_s >= args.budget_s or made.updates % 10 == 0:
             made.keep()
     return 0
 

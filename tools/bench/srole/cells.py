@@ -16,8 +16,17 @@ from tools.bench.srole import boards, fluid, judge, play, policies
 
 REGION, SHARED = 8, 3
 """Nodes of a region of D that are its own, and that it shares with the next."""
-LEARNED = ("SROLE-C", "SROLE-D", "MARL", "MARL, masked", "central RL")
-TRAINED_AS = {"SROLE-C": "srole", "SROLE-D": "srole", "MARL": "marl", "MARL, masked": "masked", "central RL": "central"}
+DIES_S = 60.0
+"""So often the shield of the arm that is named after it dies."""
+LEARNED = ("SROLE-C", "SROLE-D", "MARL", "MARL, masked", "central RL", "SROLE-C, shield dies")
+TRAINED_AS = {
+    "SROLE-C": "srole",
+    "SROLE-D": "srole",
+    "MARL": "marl",
+    "MARL, masked": "masked",
+    "central RL": "central",
+    "SROLE-C, shield dies": "srole",
+}
 HEURISTICS = tuple(f"{name}{shield}" for name in policies.rules() for shield in ("", " + shield"))
 KEY = (*LEARNED, "HEFT", "HEFT + shield", "HEFT, 2 at most + shield", "HEFT, split + shield", "random + shield")
 FEW = ("SROLE-C", "SROLE-D", "MARL", "HEFT, 2 at most + shield")
@@ -48,11 +57,11 @@ def plan(quick: bool) -> list[Cell]:
     cells = [Cell("simgrid", 10, 0.7, 5.0, 15.0, everybody)]
     cells += [Cell("simgrid", 10, load, 5.0, 15.0, KEY) for load in (0.9, 0.4)]
     cells += [Cell("fluid", nodes, 0.7, 5.0, 15.0, KEY) for nodes in (5, 25)]
-    cells += [Cell("fluid", nodes, 0.7, 5.0, 15.0, FEW) for nodes in (50, 100)]
     cells += [
         Cell("fluid", 10, 0.7, window_s, stale_s, FEW) for window_s in (2.0, 15.0) for stale_s in (0.0, 15.0, 45.0)
     ]
     cells += [Cell("simgrid", 25, 0.7, 5.0, 15.0, FEW)]
+    cells += [Cell("fluid", nodes, 0.7, 5.0, 15.0, FEW) for nodes in (50, 100)]
     return cells
 
 
@@ -87,7 +96,7 @@ def _decide(arm: str, agents: dict[str, list[Agent]], seed: int) -> policies.Dec
 
 def setting(cell: Cell, arm: str, names: tuple[str, ...]) -> play.Setting:
     """How an arm plays a cell."""
-    shield = "D" if arm == "SROLE-D" else "C" if arm == "SROLE-C" or arm.endswith(" + shield") else "none"
+    shield = "D" if arm == "SROLE-D" else "C" if arm.startswith("SROLE-C") or arm.endswith(" + shield") else "none"
     return play.Setting(
         shield=shield,
         window_s=cell.window_s,
@@ -96,6 +105,7 @@ def setting(cell: Cell, arm: str, names: tuple[str, ...]) -> play.Setting:
         charge=True,
         measured=True,
         regions=chain(names, REGION, SHARED) if shield == "D" else (),
+        dies_every_s=DIES_S if arm == "SROLE-C, shield dies" else np.inf,
     )
 
 

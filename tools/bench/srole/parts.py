@@ -1,8 +1,8 @@
 """What the parts of real training jobs cost: `python -m tools.bench.srole.parts`.
 
-Every split of every job is run by the very processes that a device runs (`edgert.programs.piece`), all on one core, and
-joined here instead of by a broker. Written down are the processor time of a step, the peak of the resident memory and
-the bytes between parts; nothing is estimated.
+Every split of every job is run by the very processes that a device runs (`edgert.programs.placer.worker`), all on one
+core, and joined here instead of by a broker. Written down are the processor time of a step, the peak of the resident
+memory and the bytes between parts; nothing is estimated.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from edgert.nets import forward
 from edgert.policy import artifact
 from edgert.ports import ipc, shards
 from edgert.ports.plant import worlds
-from edgert.programs.piece import Order
+from edgert.programs.placer.worker import Order
 
 HOUSE = Path(__file__).parents[3]
 RESULTS = HOUSE / "tools" / "bench" / "results" / "srole-parts.json"
@@ -98,7 +98,7 @@ class Part:
 
     def __init__(self, order: Order) -> None:
         ours, theirs = socket.socketpair()
-        command = [sys.executable, "-m", "edgert.programs.piece", "--fd", str(theirs.fileno())]
+        command = [sys.executable, "-m", "edgert.programs.placer.worker", "--fd", str(theirs.fileno())]
         self.process = subprocess.Popen(
             command, pass_fds=[theirs.fileno()], cwd=HOUSE, env={**os.environ, "PYTHONPATH": str(HOUSE)}
         )

@@ -9,20 +9,22 @@ from typing import NamedTuple, Protocol, TypeAlias
 import msgspec
 import numpy as np
 
-from edgert.placement import agent, jobs
+from edgert.placement import jobs, view
 from edgert.placement import shield as shields
 from edgert.placement.agent import Choice
 from edgert.placement.jobs import HOST, Job, Proposal, Verdict
 from edgert.placement.load import Load, Resources, overloads, total
 from edgert.placement.protocol import Region, regions_of
 from edgert.placement.shield import Room
+from edgert.placement.view import Sight
 from tools.bench.srole.boards import Node
 from tools.bench.srole.fluid import Ended, Fluid, Start
 from tools.bench.srole.policies import Decide
 
-A_WINDOW = 2  # proposals that a device makes in one window at most
+A_WINDOW = 8  # proposals that a device makes in one window at most, for its shortest jobs
 MESSAGE_S = 0.01  # one way through the broker of a local network, several times what was measured
 OOM_S = 3.0  # until a process has touched the memory that it does not get, and is killed
+DOWN_S = 7.0  # of silence, until another device takes a dead shield's region over
 BEAT_S = 2.0  # between two reports of a node and two signs of life of a shield, where staleness asks for no more
 
 
@@ -53,6 +55,7 @@ class Setting(NamedTuple):
         measured: use and overload are sampled, every window until the last job came.
         work: of one judgement.
         regions: of D.
+        dies_every_s: so often the device that judges loses its power; infinite: never.
     """
 
     shield: str = "none"
@@ -63,6 +66,7 @@ class Setting(NamedTuple):
     measured: bool = False
     work: int = shields.WORK
     regions: tuple[Region, ...] = ()
+    dies_every_s: float = np.inf
 
 
 class Made(NamedTuple):
@@ -122,7 +126,7 @@ class _Episode:
             (
                 "decisions", "waits", "placements", "interventions", "moved_parts", "deferred", "search_limit",
                 "collisions", "wanted_collisions", "overloads", "overload_node_s", "killed", "refused", "messages",
-                "messages_max",
+                "messages_max", "alone",
             ),
             0.0,
         )  # fmt: skip
@@ -229,7 +233,7 @@ def as_start(
     ship_s = 0.0
     for n in at:
         link = min(nodes[n].link_bytes_per_s, nodes[owner].link_bytes_per_s)
-        began_s = agent.START_S / nodes[n].speed * START_FRAC + (0.0 if n == owner else job.ship_bytes / link)
+        began_s = view.START_S / nodes[n].speed + (0.0 if n == owner else job.ship_bytes / link)
         ship_s = max(ship_s, began_s)
     parts = tuple(
         (n, part.compute_core_s, part.cores, part.memory_bytes) for n, part in zip(at, split.parts, strict=True)
@@ -242,10 +246,6 @@ def alone(nodes: list[Node], proposal: Proposal) -> float:
     world = Fluid(nodes)
     world.start(as_start(nodes, {node.name: n for n, node in enumerate(nodes)}, proposal, proposal.nodes, 0.0))
     return world.advance(1e7)[0].at_s
-
-
-START_FRAC = 0.35
-"""A board's interpreter starts slower than the reference core's, but by less than its speed says."""
 
 
 def play(
@@ -276,13 +276,14 @@ def play(
             e.waiting[job.owner].append(job)
         e.report(t)
         asked: list[tuple[Proposal, float]] = []
-        sights: dict[str, agent.Sight] = {}
-        central = agent.look(nodes[0].name, {n.name: e.load(n.name, t) for n in nodes}, t) if setting.central else None
+        sights: dict[str, Sight] = {}
+        central = view.look(nodes[0].name, {n.name: e.load(n.name, t) for n in nodes}, t) if setting.central else None
         for node in nodes:
-            for job in e.waiting[node.name][:A_WINDOW]:
+            mine = sorted(e.waiting[node.name], key=lambda job: jobs.urgency(job, 0, t))
+            for job in mine[:A_WINDOW]:
                 if central is not None:
                     sight = central._replace(me=e.index[node.name])
-                    sight = agent.renewed(sight)
+                    sight = view.renewed(sight)
                 else:
                     if node.name not in sights:
                         near = regions_of(setting.regions, node.name)[:1]
@@ -291,7 +292,7 @@ def play(
                             if load.at_s > known[name].at_s:
                                 known[name] = load
                         known[node.name] = e.load(node.name, t)
-                        sights[node.name] = agent.look(node.name, known, t)
+                        sights[node.name] = view.look(node.name, known, t)
                     sight = sights[node.name]
                 attempt = e.attempts[job.id] = e.attempts.get(job.id, -1) + 1
                 began = time.thread_time()
@@ -304,7 +305,7 @@ def play(
                 if decided.proposal is None:
                     e.counts["waits"] += 1
                     continue
-                seen = agent.taken(sight, decided.proposal)
+                seen = view.taken(sight, decided.proposal)
                 speed = node.speed
                 if central is not None:
                     central, speed = seen, max(each.speed for each in nodes)
@@ -358,6 +359,18 @@ def replay(starts: list[tuple[float, Start]], world: World) -> dict[str, float]:
     return ends
 
 
+def _alone(e: _Episode, asked: list[Proposal], t: float, delays: dict[str, float]) -> None:
+    """Nobody judges: a device burdens itself alone, as far as it has room."""
+    for proposal in asked:
+        job = proposal.job
+        nodes = (job.owner,) * len(proposal.nodes)
+        amounts = jobs.footprint(proposal, nodes, e.capacities)[job.owner]
+        if not overloads(e.capacities[job.owner], total([e.used[job.owner], *(amount for _, amount in amounts)])):
+            e.counts["alone"] += 1
+            e.waiting[job.owner].remove(job)
+            e.begin(proposal, nodes, t, delays[job.id])
+
+
 def _resolve(e: _Episode, asked: list[tuple[Proposal, float]], t: float, judge: Judge) -> None:
     """Let the shield, or nobody, judge, and begin what may begin."""
     if not asked:
@@ -377,6 +390,9 @@ def _resolve(e: _Episode, asked: list[tuple[Proposal, float]], t: float, judge: 
             )
         return
     delays = {proposal.job.id: delay_s for proposal, delay_s in asked}
+    if t >= setting.dies_every_s and t % setting.dies_every_s < DOWN_S:
+        _alone(e, [proposal for proposal, _ in asked], t, delays)
+        return
     groups: dict[str, list[Proposal]] = {}
     for proposal, _ in asked:
         region = regions_of(setting.regions, proposal.job.owner)[0].name if setting.regions else ""

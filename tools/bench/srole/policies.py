@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from edgert.nets import Params
-from edgert.placement import agent
-from edgert.placement.agent import Decided, Sight
+from edgert.placement import agent, view
+from edgert.placement.agent import Decided
 from edgert.placement.jobs import Job, Proposal, urgency
+from edgert.placement.view import Sight
 
 F64 = npt.NDArray[np.float64]
 Decide: TypeAlias = Callable[[Job, Sight, float, int, np.random.Generator], Decided]
 """(job, what is known, now_s, attempt, rng) -> the decision."""
-Score: TypeAlias = Callable[[agent.Fit, Sight, np.random.Generator], F64]
+Score: TypeAlias = Callable[[view.Fit, Sight, np.random.Generator], F64]
 """(how the next part would do, what is known, rng) -> (N,) the smaller the better."""
 
 
-def learned(params: Params, *, masked: bool, explore: bool) -> Decide:
+def learned(params: Params, *, masked: bool, explore: bool, rule: agent.Rule = agent.RULE) -> Decide:
     """The agent, drawing from its policy or taking the best."""
 
     def decide(job: Job, sight: Sight, now_s: float, attempt: int, rng: np.random.Generator) -> Decided:
         drawn = rng if explore else None
-        return agent.propose(params, job, sight, now_s, attempt=attempt, masked=masked, rng=drawn)
+        return agent.propose(params, job, sight, now_s, attempt=attempt, masked=masked, rng=drawn, rule=rule)
 
     return decide
 
@@ -38,7 +39,7 @@ def _greedy(
     scores: list[F64] = []
     finish_s = float("inf")
     for _ in job.splits[s].parts:
-        fit = agent.estimate(job, job.splits[s : s + 1], placed, sight)
+        fit = view.estimate(job, job.splits[s : s + 1], placed, sight)
         cost = score(fit, sight, rng)
         cost = np.where(fit.fits[0], cost, cost + 1e6)
         n = int(cost.argmin())
@@ -69,7 +70,7 @@ def rule(score: Score, workers: Sequence[int] = (1,), *, choosy: bool = False) -
         ranked = tuple(tuple(sight.names[n] for n in each) for each in chosen)
         nodes = tuple(sight.names[n] for n in placed)
         made = Proposal(
-            choosy=choosy and now_s - job.born_s < agent.WAIT_MAX_S,
+            choosy=choosy and now_s - job.born_s < agent.patience_s(view.prospect(job, sight).ideal_s),
             job=job,
             attempt=attempt,
             split=s,
@@ -86,99 +87,15 @@ ACCEPT = 1.5
 """Times the cost of the best place: a rule that knows times rather waits than takes a place that costs more."""
 
 
-class Knobs(NamedTuple):
-    """What the priced rule is tuned by; `tools.train.placer` finds them.
-
-    Attributes:
-        base, busy, queue: a core of mean speed costs `base + busy * use + queue * jobs that wait a node`, in job times.
-        memory: a node's memory filled up costs so many job times.
-        wait_log: a place that takes more than e to the power of this, times what the best node would take empty, is
-            not worth it: wait.
-        patience: but not for longer than so many times that.
-    """
-
-    base: float = 0.0
-    busy: float = 3.0
-    queue: float = 0.0
-    memory: float = 0.0
-    wait_log: float = 2.0
-    patience: float = 1.0
-
-
-def priced(knobs: Knobs) -> Decide:
-    """HEFT with a price on what a job takes away from others: the teacher that every learned method begins with."""
-
-    def decide(job: Job, sight: Sight, now_s: float, attempt: int, rng: np.random.Generator) -> Decided:
-        power = sight.speed * sight.cores
-        mean = float(power.sum() / sight.cores.sum())
-        use = 1 - float((sight.speed * np.maximum(sight.free_cores, 0.0)).sum() / power.sum())
-        queue = min(3.0, float(sight.waiting.mean()))
-        price = max(0.0, knobs.base + knobs.busy * use + knobs.queue * queue) / 4 / mean
-        empty = sight._replace(free_cores=sight.cores, free_memory=sight.memory, free_link=sight.link)
-        best: tuple[float, int, list[F64], list[int], float] | None = None
-        ideal_s = float("inf")
-        for s, split in enumerate(job.splits):
-            placed: list[int] = []
-            scores: list[F64] = []
-            took_s = 0.0
-            for part in split.parts:
-                fit = agent.estimate(job, (split,), placed, sight)
-                times_s = fit.step_s[0] * job.steps + fit.ship_s[0]
-                if not placed:
-                    alone = agent.estimate(job, (split,), placed, empty)
-                    ideal_s = min(ideal_s, float((alone.step_s[0] * job.steps + alone.ship_s[0]).min()))
-                filled = 1 - fit.memory[0] / np.maximum(sight.memory, 1.0)
-                taken = price * part.cores * sight.speed * len(split.parts) + knobs.memory * filled
-                cost = times_s * (1 + taken)
-                cost = np.where(fit.fits[0], cost, cost + 1e7)
-                n = int(cost.argmin())
-                if not fit.fits[0][n]:
-                    break
-                placed.append(n)
-                scores.append(cost)
-                took_s = float(times_s[n])
-            if len(placed) == len(split.parts):
-                taken_all = price * sum(
-                    part.cores * float(sight.speed[n]) for part, n in zip(split.parts, placed, strict=True)
-                )
-                whole = took_s * (1 + taken_all)
-                if best is None or whole < best[0]:
-                    best = whole, s, scores, placed, took_s
-        if best is None:
-            return Decided(None, ())
-        _, s, scores, placed, took_s = best
-        if took_s > np.exp(knobs.wait_log) * ideal_s and now_s - job.born_s < knobs.patience * ideal_s:
-            return Decided(None, ())
-        ranked = tuple(
-            tuple(sight.names[n] for n in np.argsort(cost, kind="stable") if cost[n] <= ACCEPT * cost.min())
-            for cost in scores
-        )
-        nodes = tuple(sight.names[n] for n in placed)
-        return Decided(
-            Proposal(
-                choosy=now_s - job.born_s < agent.WAIT_MAX_S,
-                job=job,
-                attempt=attempt,
-                split=s,
-                nodes=nodes,
-                ranked=ranked,
-                urgency_s=urgency(job, s, now_s),
-            ),
-            (),
-        )
-
-    return decide
-
-
-def _random(fit: agent.Fit, sight: Sight, rng: np.random.Generator) -> F64:
+def _random(fit: view.Fit, sight: Sight, rng: np.random.Generator) -> F64:
     return rng.random(len(sight.names))
 
 
-def _least(fit: agent.Fit, sight: Sight, rng: np.random.Generator) -> F64:
+def _least(fit: view.Fit, sight: Sight, rng: np.random.Generator) -> F64:
     return np.asarray(-fit.cores[0] / sight.cores + 1e-6 * rng.random(len(sight.names)))
 
 
-def _two(fit: agent.Fit, sight: Sight, rng: np.random.Generator) -> F64:
+def _two(fit: view.Fit, sight: Sight, rng: np.random.Generator) -> F64:
     cost = np.full(len(sight.names), 1e3) + rng.random(len(sight.names))
     room = np.flatnonzero(fit.fits[0])
     drawn = rng.choice(room, min(2, len(room)), replace=False) if len(room) else room
@@ -186,11 +103,11 @@ def _two(fit: agent.Fit, sight: Sight, rng: np.random.Generator) -> F64:
     return cost
 
 
-def _best_fit(fit: agent.Fit, sight: Sight, rng: np.random.Generator) -> F64:
+def _best_fit(fit: view.Fit, sight: Sight, rng: np.random.Generator) -> F64:
     return np.asarray(fit.cores[0] / sight.cores + fit.memory[0] / sight.memory)
 
 
-def _finish(fit: agent.Fit, sight: Sight, rng: np.random.Generator) -> F64:
+def _finish(fit: view.Fit, sight: Sight, rng: np.random.Generator) -> F64:
     return np.asarray(fit.step_s[0] + 1e-3 * fit.ship_s[0])
 
 
@@ -200,7 +117,7 @@ class _Turn:
     def __init__(self) -> None:
         self.at: dict[str, int] = {}
 
-    def __call__(self, fit: agent.Fit, sight: Sight, rng: np.random.Generator) -> F64:
+    def __call__(self, fit: view.Fit, sight: Sight, rng: np.random.Generator) -> F64:
         me, count = sight.names[sight.me], len(sight.names)
         self.at[me] = (self.at.get(me, int(rng.integers(count))) + 1) % count
         return np.roll(np.arange(count, dtype=np.float64), self.at[me])

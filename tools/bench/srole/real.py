@@ -30,7 +30,7 @@ from edgert.config import commented_default
 from edgert.placement.protocol import chain
 from edgert.ports import shards
 from edgert.ports.mqtt import Mqtt, Received
-from edgert.programs.post import chunk_topic
+from edgert.programs.placer.transport import chunk_topic
 from tools.bench.srole.parts import record
 
 HOUSE = Path(__file__).parents[3]

@@ -95,7 +95,7 @@ def summarise(
         for (cell, _), arms in by.items()
         if cell.startswith(CENTRE) and "SROLE-C" in arms and best.get(cell) in arms
     ]
-    shielded = [row for row in found if row["arm"] in ("SROLE-C", "SROLE-D") or row["arm"].endswith(" + shield")]
+    shielded = [row for row in found if row["arm"].startswith("SROLE") or row["arm"].endswith(" + shield")]
     counts = [
         tuple(arms[arm]["counts"]["collisions"] for arm in ("SROLE-C", "MARL"))
         for (cell, _), arms in by.items()
@@ -135,6 +135,7 @@ def summarise(
         "time_vs_optimum": _log_ratio([(each["srole_s"], each["best_s"]) for each in small]),
         "d_vs_c_time": _log_ratio(_times(found, "SROLE-D", "SROLE-C", large)),
         "d_vs_c_messages": _ratio(messages),
+        "time_when_shield_dies": _log_ratio(_times(found, "SROLE-C, shield dies", "SROLE-C", ("simgrid", "fluid"))),
         "shield_ms_25_nodes": [at_25[0]["median_ms"], at_25[0]["p99_ms"], at_25[0]["max_ms"]] if at_25 else None,
         "simulator_mape": real.get("simulator_mape"),
         "simulators_apart": simulators(found).get("mape"),
@@ -207,7 +208,11 @@ def real(folder: Path) -> dict[str, Any]:
         scheme, _, seed = name.partition("/")
         by.setdefault(seed, {})[scheme] = run
     made: dict[str, Any] = {"seeds": len(by), "schemes": sorted({name.partition("/")[0] for name in runs})}
-    for key, one, other in (("time_vs_marl", "srole-c", "marl"), ("time_vs_central", "srole-c", "central")):
+    for key, one, other in (
+        ("time_vs_marl", "srole-c", "marl"),
+        ("time_vs_central", "srole-c", "central"),
+        ("time_vs_least_loaded", "srole-c", "least-loaded+shield"),
+    ):
         pairs = [
             (arms[one]["mean_s"], arms[other]["mean_s"])
             for arms in by.values()

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgert.nets import initialise
+from edgert.nets import Params, initialise
 from edgert.placement import agent
 from edgert.placement.protocol import chain
 from tools.bench.srole import boards, fluid, judge, play, policies
@@ -70,6 +70,19 @@ def test_every_job_ends_and_behind_a_shield_nothing_is_overloaded(shield: str, n
     if shield != "none":
         assert played.counts["overloads"] == played.counts["killed"] == played.counts["overload_node_s"] == 0
         assert max(played.use["memory"]) <= boards.ALPHA + 1e-9
+
+
+def test_while_no_shield_lives_a_device_burdens_itself_alone_and_within_its_limits() -> None:
+    rng = np.random.default_rng(3)
+    nodes = boards.cluster(6, rng)
+    queue = boards.draw_jobs(nodes, 25, 0.8, rng)
+    played = {}
+    for dies_every_s in (np.inf, 20.0):
+        setting = play.Setting(shield="C", measured=True, dies_every_s=dies_every_s)
+        decide = policies.learned(Params(agent.SPEC), masked=True, explore=False)
+        played[dies_every_s] = play.play(nodes, queue, decide, Fluid(nodes), setting, np.random.default_rng(1))
+    assert played[np.inf].counts["alone"] == 0 < played[20.0].counts["alone"]
+    assert played[20.0].counts["overloads"] == 0 and len(played[20.0].times_s) == len(queue)
 
 
 def test_the_same_dice_play_the_same_game() -> None:

@@ -1,19 +1,14 @@
 """The placer: offers this device to training jobs of others, and finds places for its own.
 
 It has a link of its own: what jobs move must not pass through the supervisor, whose loop feeds the watchdog. It decides
-nothing by itself either: `placement` says who may run what where, `hosting` runs it, `owning` keeps this device's own
-jobs. It obeys the budget: without room for jobs none is taken on, and what runs is given back when training must stop.
+nothing by itself either: `placement` says who may run what where, `host` runs it, `own_jobs` keeps this device's own.
+It obeys the budget: without room for jobs none is taken on, and what runs is given back when training must stop.
 """
 
 from __future__ import annotations
 
-import os
-
-from edgert.programs import blas
-
-os.environ.update(blas.environment(os.environ))  # before numpy
-
 import logging
+import os
 import selectors
 import time
 from collections import deque
@@ -26,7 +21,7 @@ from edgert.config import Config
 from edgert.errors import MessageError
 from edgert.fleet import fetch
 from edgert.placement import keeper, owner, protocol, regions
-from edgert.placement.jobs import HOST, Proposal, Verdict, footprint
+from edgert.placement.jobs import HOST, Proposal, Verdict, footprint, urgency
 from edgert.placement.load import Capacity, Load
 from edgert.placement.protocol import (
     Alive,
@@ -47,11 +42,13 @@ from edgert.ports import ipc
 from edgert.ports.credentials import address_of
 from edgert.ports.mqtt import LinkDown, LinkUp, Mqtt, Received
 from edgert.ports.process import Layout, Parent, Stopping, run_role, usage
-from edgert.programs.choosing import Chooser
-from edgert.programs.hosting import Hosting
-from edgert.programs.intake import Intake
-from edgert.programs.owning import AGAIN_S, ENDED, Owning, Record
-from edgert.programs.post import Message, Outgoing, Post, reasons_text, speaker
+from edgert.programs.placer import results
+from edgert.programs.placer.host import Host
+from edgert.programs.placer.own_jobs import AGAIN_S, ENDED, OwnJobs
+from edgert.programs.placer.policy import PlacementPolicy
+from edgert.programs.placer.record import Record
+from edgert.programs.placer.submission import Submissions
+from edgert.programs.placer.transport import Message, Outgoing, Transport, reasons_text, speaker
 from edgert.values import Budget, Happened, ServiceReport, Stop
 
 PAUSE_S = 0.2
@@ -108,7 +105,7 @@ class Placer:
         self.budget: Budget | None = None
         self.stopped_s: float | None = None
         learned = layout.state / "placing" / "agent.state" if placement.learn else None
-        self.chooser = Chooser(config, self.me, learned)
+        self.policy = PlacementPolicy(config, self.me, learned)
         self.free = placement.shield == "none"
         self.shields = {region.name: regions.begin(self.me, region, now_s) for region in mine}
         self.owner = owner.State(node=self.me, region=mine[0])
@@ -131,27 +128,29 @@ class Placer:
             keepalive_s=config.broker.keepalive_s,
             max_queue_bytes=QUEUE_BYTES,
         )
-        self.post = Post(self.mqtt, self.fleet, self.me)
+        self.transport = Transport(self.mqtt, self.fleet, self.me)
         folder = layout.state / "placing"
-        self.owning = Owning(
+        self.own_jobs = OwnJobs(
             self.me,
             folder,
             self.selector,
             self.tell,
-            self.post.lay_down,
+            self.transport.lay_down,
             speed=placement.speed,
             stall_s=placement.stall_s,
             room=self._room,
+            acting=lambda: results.acting(layout),
         )
         self.books = keeper.Books(node=self.me, session=self.session, capacity=self._keeps(self.capacity()))
-        self.hosting = Hosting(self.me, folder / "files", self.selector, self.tell, self.post.listen, self.fleet)
-        self.intake = Intake(config, layout, self.owning, self.post)
+        self.host = Host(self.me, folder / "files", self.selector, self.tell, self.transport.listen, self.fleet)
+        self.submissions = Submissions(config, layout, self.own_jobs, self.transport)
         everybody = wire.Topic(self.fleet, "+", "place", "+", self.me)
         self.mqtt.subscribe(
             [
                 (str(everybody), 1),
                 (str(everybody._replace(type="gone", id="-")), 1),
                 (str(everybody._replace(device=self.me, type="submit", id="+")), 1),
+                (str(everybody._replace(device=self.me, type="take", id="+")), 1),
             ]
         )
         self.selector.register(self.mqtt, selectors.EVENT_READ, "link")
@@ -162,7 +161,7 @@ class Placer:
         return Capacity(
             cores=placement.cores if open_ else 0.0,
             speed=placement.speed,
-            memory_bytes=max(0.0, placement.memory_bytes - self.owning.held_bytes) if open_ else 0,
+            memory_bytes=max(0.0, placement.memory_bytes - self.own_jobs.held_bytes) if open_ else 0,
             link_bytes_per_s=placement.link_bytes_per_s if open_ else 0.0,
             watts_per_core=placement.watts_per_core,
         )
@@ -191,18 +190,22 @@ class Placer:
         type_ = TYPES[type(message)]
         if type_ in ("work", "state", "data"):
             payload = wire.encode(message)  # type: ignore[arg-type]  # of `wire`
-            self.post.put(Outgoing(self.post.topic(type_, to), payload, 1, DATA_EXPIRY_S))
+            self.transport.put(Outgoing(self.transport.topic(type_, to), payload, 1, DATA_EXPIRY_S))
         else:
             payload = wire.encode(wire.Placing(body=msgspec.to_builtins(message)))
-            self.post.put(Outgoing(self.post.topic(type_, to), payload, int(type_ != "load"), PLACING_EXPIRY_S))
+            self.transport.put(
+                Outgoing(self.transport.topic(type_, to), payload, int(type_ != "load"), PLACING_EXPIRY_S)
+            )
 
     def _publish_jobs(self) -> None:
-        for id_ in list(self.owning.changed):
-            record = self.owning.records.get(id_)
-            if record is not None and self.post.up:
-                message = msgspec.structs.replace(self.owning.message(record), step=self.owning.step(record))
-                self.post.put(Outgoing(self.post.topic("job", id_), wire.encode(message), 1, JOB_EXPIRY_S, retain=True))
-                self.owning.changed.discard(id_)
+        for id_ in list(self.own_jobs.changed):
+            record = self.own_jobs.records.get(id_)
+            if record is not None and self.transport.up:
+                message = msgspec.structs.replace(self.own_jobs.message(record), step=self.own_jobs.step(record))
+                self.transport.put(
+                    Outgoing(self.transport.topic("job", id_), wire.encode(message), 1, JOB_EXPIRY_S, retain=True)
+                )
+                self.own_jobs.changed.discard(id_)
             if record is not None and record.state in ENDED and self.said.get(id_) != record.state:
                 self.said[id_] = record.state
                 why = Happened("placed-job-ended", {"job": id_, "state": record.state, "why": record.why})
@@ -226,12 +229,14 @@ class Placer:
                 case "chunk":
                     data = wire.decode(event.payload, wire.PolicyChunk)[0].data if event.payload else b""
                     if data:
-                        self.hosting.chunk(topic.id, data, now_s)
-                        self.intake.chunk(topic.id, data, now_s)
+                        self.host.chunk(topic.id, data, now_s)
+                        self.submissions.chunk(topic.id, data, now_s)
                 case "gone":
                     self._gone(topic.device, wire.decode(event.payload, wire.PlaceGone)[0].session)
                 case "submit":
-                    self.intake.submit(topic.id, event.payload, now_s)
+                    self.submissions.submit(topic.id, event.payload, now_s)
+                case "take":
+                    self.submissions.take(topic.id, event.payload)
                 case _:
                     pass
         except (MessageError, msgspec.ValidationError) as error:
@@ -277,15 +282,15 @@ class Placer:
             case Reserve() | Commit() | Release():
                 self._keep(message, now_s)
             case wire.PlaceWork():
-                self.hosting.work(sender, message, now_s)
+                self.host.work(sender, message, now_s)
             case wire.PlaceGo():
-                self.hosting.go(sender, message)
+                self.host.go(sender, message)
             case wire.PlaceState():
-                self.owning.state(sender, message, now_s)
+                self.own_jobs.state(sender, message, now_s)
             case wire.PlaceData():
                 if message.to != HOST:
-                    self.hosting.data(sender, message)
-                elif self.owning.data(sender, message, now_s):
+                    self.host.data(sender, message)
+                elif self.own_jobs.data(sender, message, now_s):
                     self._learn_from(self.owner.placing.get(message.job), now_s)
                     self._own(owner.End(message.job), now_s)
 
@@ -300,7 +305,7 @@ class Placer:
             job = placing.proposal.job
             split = job.splits[placing.proposal.split]
             work_s = sum(part.compute_core_s for part in split.parts) * job.steps
-            self.chooser.ended(job.id, placing.nodes, now_s - job.born_s, work_s)
+            self.policy.ended(job.id, placing.nodes, now_s - job.born_s, work_s)
 
     def _send_all(self, done: list[Send]) -> None:
         for send in done:
@@ -327,9 +332,9 @@ class Placer:
                 case Send():
                     self.tell(each.to, each.message)
                 case keeper.Start():
-                    self.hosting.allow(each.job, each.attempt, each.owner, each.parts)
+                    self.host.allow(each.job, each.attempt, each.owner, each.parts)
                 case keeper.Stop():
-                    self.hosting.stop(each.job, each.attempt)
+                    self.host.stop(each.job, each.attempt)
 
     def _own(self, event: Tick | owner.Place | owner.End | Alive | Judged | Vote | Held, now_s: float) -> None:
         self.owner, done = owner.step(self.owner, event, now_s, self.times, self._keeps(self.capacity()))
@@ -338,22 +343,22 @@ class Placer:
                 case Send():
                     self.tell(each.to, each.message)
                 case owner.Begin():
-                    self.chooser.forget(each.job)
-                    record, placing = self.owning.records[each.job], self.owner.placing[each.job]
-                    self.owning.begin(record, placing.proposal.split, each.nodes, now_s, alone=not placing.epoch)
+                    self.policy.forget(each.job)
+                    record, placing = self.own_jobs.records[each.job], self.owner.placing[each.job]
+                    self.own_jobs.begin(record, placing.proposal.split, each.nodes, now_s, alone=not placing.epoch)
                     if record.state == "failed":
                         self._own(owner.End(each.job), now_s)
                 case owner.Failed():
                     self._placing_failed(each, now_s)
 
     def _placing_failed(self, failed: owner.Failed, now_s: float) -> None:
-        record = self.owning.records.get(failed.job)
+        record = self.own_jobs.records.get(failed.job)
         if record is not None and record.attempt == failed.attempt:
             wait_s = AGAIN_S if failed.ran else self.times.window_s
-            self.owning.again(record, reasons_text(failed.reasons), now_s, ran=failed.ran, wait_s=wait_s)
+            self.own_jobs.again(record, reasons_text(failed.reasons), now_s, ran=failed.ran, wait_s=wait_s)
 
     def _note_verdict(self, verdict: Verdict) -> None:
-        record = self.owning.records.get(verdict.job)
+        record = self.own_jobs.records.get(verdict.job)
         if record is not None and record.attempt == verdict.attempt and record.state == "asking":
             said = {
                 "attempt": verdict.attempt,
@@ -362,24 +367,25 @@ class Placer:
                 "region": verdict.region,
                 "reasons": [msgspec.structs.asdict(reason) for reason in verdict.reasons],
             }
-            self.owning.note(record, "judged", said)
+            self.own_jobs.note(record, "judged", said)
             if not verdict.nodes and any(reason.name == "no_room" for reason in verdict.reasons):
-                self.chooser.refused(verdict.job, verdict.split)
+                self.policy.refused(verdict.job, verdict.split)
 
     def _gone(self, node: str, session: int) -> None:
         load = self.loads.get(node)
         if session and (load is None or session >= load.session):
             self.loads.pop(node, None)
-            self.owning.gone(node)
+            self.own_jobs.gone(node)
 
     # Jobs that go.
 
     def _place(self, now_s: float) -> None:
         """Ask for places for what waits."""
-        for record in self.owning.waiting(now_s):
-            if self.me not in self.loads:
-                return
-            job = self.owning.job(record, now_s, time.time())
+        if self.me not in self.loads:
+            return
+        at_s = time.time()
+        waiting = [(self.own_jobs.job(record, now_s, at_s), record) for record in self.own_jobs.waiting(now_s)]
+        for job, record in sorted(waiting, key=lambda each: urgency(each[0], 0, now_s)):
             head = self.config.placement.head
             if head not in (None, self.me):
                 attempt, asked_s = self.asked_head.get(record.id, (-1, 0.0))
@@ -388,9 +394,9 @@ class Placer:
                     bare = Proposal(job=job, attempt=record.attempt, nodes=(), session=self.session)
                     self.tell(str(head), Propose(HEAD, bare))
                 continue
-            chosen = self.chooser.choose(job, self.loads, now_s, record.attempt + 1, self.session, self.times.dead_s)
+            chosen = self.policy.choose(job, self.loads, now_s, record.attempt + 1, self.session, self.times.dead_s)
             if chosen is None:
-                self.owning.retry_s[record.id] = now_s + self.times.window_s
+                self.own_jobs.retry_s[record.id] = now_s + self.times.window_s
             else:
                 self._ask(record, chosen, now_s)
 
@@ -398,7 +404,7 @@ class Placer:
         """Another device leaves the choice to this one."""
         if self.me not in self.loads or sender not in self.loads:
             return
-        chosen = self.chooser.choose(
+        chosen = self.policy.choose(
             asked.job, self.loads, now_s, asked.attempt, asked.session, self.times.dead_s, me=sender
         )
         if chosen is not None:
@@ -413,10 +419,10 @@ class Placer:
             self.tell(sender, Judged(verdict))
 
     def _head_chose(self, verdict: Verdict, now_s: float) -> None:
-        record = self.owning.records.get(verdict.job)
+        record = self.own_jobs.records.get(verdict.job)
         if record is None or record.state != "waiting" or record.attempt != verdict.attempt:
             return
-        job = self.owning.job(record, now_s, time.time())
+        job = self.own_jobs.job(record, now_s, time.time())
         if verdict.split < len(job.splits) and len(verdict.nodes) == len(job.splits[verdict.split].parts):
             chosen = Proposal(
                 job=job, attempt=record.attempt + 1, split=verdict.split, nodes=verdict.nodes, session=self.session
@@ -424,7 +430,7 @@ class Placer:
             self._ask(record, chosen, now_s)
 
     def _ask(self, record: Record, chosen: Proposal, now_s: float) -> None:
-        attempt = self.owning.asking(record, chosen.nodes, chosen.split)
+        attempt = self.own_jobs.asking(record, chosen.nodes, chosen.split)
         chosen = msgspec.structs.replace(chosen, attempt=attempt)
         if self.free:
             self._impose(chosen, now_s)
@@ -435,7 +441,7 @@ class Placer:
         """Without a shield: every node keeps the room that it is told to keep, whether it has it or not."""
         capacities = {node: load.capacity for node, load in self.loads.items()}
         if not all(node in capacities for node in chosen.nodes):
-            self.owning.again(self.owning.records[chosen.job.id], "a node has gone", now_s)
+            self.own_jobs.again(self.own_jobs.records[chosen.job.id], "a node has gone", now_s)
             return
         amounts = footprint(chosen, chosen.nodes, capacities)
         placing = owner.Placing(
@@ -472,17 +478,18 @@ class Placer:
             self._shield(name, Tick(), now_s)
         self._keep(Tick(), now_s)
         self._own(Tick(), now_s)
-        self.owning.turn(now_s)
-        self.hosting.turn(now_s)
-        for id_, why in self.owning.take_failed():
+        self.own_jobs.turn(now_s)
+        self.host.turn(now_s)
+        for id_, why in self.own_jobs.take_failed():
             self._own(owner.End(id_), now_s)
-            self.owning.again(self.owning.records[id_], why, now_s, ran=True)
-        for id_ in [id_ for id_ in self.owner.placing if self.owning.records[id_].state in (*ENDED, "judging")]:
+            self.own_jobs.again(self.own_jobs.records[id_], why, now_s, ran=True)
+        for id_ in [id_ for id_ in self.owner.placing if self.own_jobs.records[id_].state in (*ENDED, "judging")]:
             self._own(owner.End(id_), now_s)
+        results.offer(self.own_jobs, self.parent, self.layout)
         self._place(now_s)
-        self.intake.step(fetch.Tick(), now_s)
-        running = self.owning.running.values()
-        self.post.take_back({offer.sha256 for each in running for work in each.works for offer in work.files})
+        self.submissions.step(fetch.Tick(), now_s)
+        running = self.own_jobs.running.values()
+        self.transport.take_back({offer.sha256 for each in running for work in each.works for offer in work.files})
         self._publish_jobs()
 
     def _obey(self, budget: Budget, now_s: float) -> None:
@@ -490,7 +497,7 @@ class Placer:
         stopped = not budget.accept_jobs and budget.train_steps_hz <= 0
         self.stopped_s = (self.stopped_s or now_s) if stopped else None
         if self.stopped_s is not None and now_s - self.stopped_s > GIVE_UP_S:
-            self.hosting.give_up(f"budget: {', '.join(f'{k}: {v}' for k, v in sorted(budget.why.items()))}"[:300])
+            self.host.give_up(f"budget: {', '.join(f'{k}: {v}' for k, v in sorted(budget.why.items()))}"[:300])
 
     def run(self, stopping: Stopping) -> int:
         """Place until told to stop."""
@@ -504,23 +511,23 @@ class Placer:
                 elif isinstance(told, Budget):
                     self._obey(told, now_s)
             self.turn(now_s)
-            self.post.flush()
+            self.transport.flush()
             if now_s >= report_s:
                 report_s = now_s + REPORT_S
-                self.owning.changed |= set(self.owning.running)
+                self.own_jobs.changed |= set(self.own_jobs.running)
                 self.parent.send(ServiceReport(self.shown()))
             if not self.mqtt.healthy():
                 log.error("the link's thread stands still")
                 return 1
-            full = self.post.waiting_bytes > BACKLOG_BYTES
+            full = self.transport.waiting_bytes > BACKLOG_BYTES
             ready = self.selector.select(0.0 if self.local else PAUSE_S / 10 if full else PAUSE_S)
             now_s = time.monotonic()
             for key, _ in ready:
                 if key.fileobj is self.mqtt:
                     self._hear_link(now_s)
                 elif isinstance(key.fileobj, ipc.Channel) and not full:
-                    self.hosting.hear(key.fileobj)
-                    self.owning.hear(key.fileobj)
+                    self.host.hear(key.fileobj)
+                    self.own_jobs.hear(key.fileobj)
             if full:
                 time.sleep(PAUSE_S / 20)  # what is not read stays readable
         self.close()
@@ -530,14 +537,14 @@ class Placer:
         for event in self.mqtt.events():
             match event:
                 case LinkUp():
-                    self.post.link(True)
-                    self.hosting.link(True, now_s)
-                    self.intake.step(fetch.Up(), now_s)
-                    self.owning.changed |= set(self.owning.records)
+                    self.transport.link(True)
+                    self.host.link(True, now_s)
+                    self.submissions.step(fetch.Up(), now_s)
+                    self.own_jobs.changed |= set(self.own_jobs.records)
                 case LinkDown():
-                    self.post.link(False)
-                    self.hosting.link(False, now_s)
-                    self.intake.step(fetch.Down(), now_s)
+                    self.transport.link(False)
+                    self.host.link(False, now_s)
+                    self.submissions.step(fetch.Down(), now_s)
                 case Received():
                     self._hear(event, now_s)
                 case _:
@@ -547,13 +554,13 @@ class Placer:
         """For the status."""
         cpu_s, rss_bytes = usage()
         return {
-            "up": self.post.up,
+            "up": self.transport.up,
             "leads": [name for name, state in self.shields.items() if regions.leads(state)],
-            "jobs": self.owning.shown()[:16],
-            "parts": self.hosting.shown()[:16],
+            "jobs": self.own_jobs.shown()[:16],
+            "parts": self.host.shown()[:16],
             "nodes": len(self.loads),
             "faults": {**self.faults, **self.mqtt.faults()},
-            "agent": self.chooser.name,
+            "agent": self.policy.name,
             "cpu_s": round(cpu_s, 2),
             "rss_bytes": rss_bytes,
         }
@@ -565,10 +572,10 @@ class Placer:
 
     def close(self) -> None:
         """Let go of everything; others hear of it by the will's words."""
-        self.hosting.close()
-        self.owning.close()
+        self.host.close()
+        self.own_jobs.close()
         gone = wire.encode(wire.PlaceGone(session=self.session))
-        self.mqtt.publish(self.post.topic("gone", "-"), gone, qos=1, retain=True, content_type=wire.CONTENT_TYPE)
+        self.mqtt.publish(self.transport.topic("gone", "-"), gone, qos=1, retain=True, content_type=wire.CONTENT_TYPE)
         self.mqtt.close()
         self.parent.close()
 
@@ -583,7 +590,3 @@ def _run(config: Config, config_path: Path, layout: Layout, stopping: Stopping) 
 def main(argv: list[str] | None = None) -> int:
     """Run one placer; the supervisor starts it."""
     return run_role("placer", "edgert-placer", argv, _run)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

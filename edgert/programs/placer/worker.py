@@ -51,7 +51,7 @@ WARM, MEASURED = 1, 4
 ROOT = 0
 """The part that the observations come in at, or that adds up the gradients."""
 
-log = logging.getLogger("edgert.piece")
+log = logging.getLogger("edgert.placer.worker")
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,6 +75,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
         rows: usable rows at each part, for `data`: everybody draws for all, so that all know the whole batch.
         told: which of them a teacher answered, a byte a row, one entry a part.
         result: file of the bundle that `judge` makes.
+        acting: file of the network that the result is to take the place of; empty for the one that training began from.
         split: which ways to cut the job `measure` looks at.
     """
 
@@ -95,6 +96,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     rows: tuple[int, ...] = ()
     told: tuple[bytes, ...] = ()
     result: str = ""
+    acting: str = ""
     split: Literal["auto", "one", "data", "layers"] = "auto"
 
 
@@ -463,7 +465,13 @@ def judge_result(order: Order) -> dict[str, object]:
     candidate = quant.IntNet(policy.spec, quantized.tensors)
     thresholds = exits.fit_thresholds(candidate.heads(fit.obs))
     base = Side(quant.IntNet(policy.spec, policy.tensors), policy.manifest.thresholds)
-    evidence = judging.evidence(base, base, Side(candidate, thresholds), params, check, order.hyper.gamma)
+    acting = base
+    if order.acting:
+        (data,) = shards.read_files([Path(order.acting)])
+        acts = artifact.load(data)
+        if acts.spec == policy.spec:
+            acting = Side(quant.IntNet(acts.spec, acts.tensors), acts.manifest.thresholds)
+    evidence = judging.evidence(base, acting, Side(candidate, thresholds), params, check, order.hyper.gamma)
     verdict = judge(evidence, Limits())
     path = ""
     if verdict.accepted:
@@ -511,10 +519,10 @@ def _run(fd: int) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one part; the placer starts it."""
-    parser = argparse.ArgumentParser(prog="edgert.programs.piece")
+    parser = argparse.ArgumentParser(prog="edgert.programs.placer.worker")
     parser.add_argument("--fd", type=int, required=True)
     args = parser.parse_args(argv)
-    return run_program("piece", lambda: _run(args.fd))
+    return run_program("placer.worker", lambda: _run(args.fd))
 
 
 if __name__ == "__main__":

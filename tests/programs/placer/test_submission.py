@@ -17,11 +17,11 @@ from edgert.learn.dqn import Batch
 from edgert.ports import shards
 from edgert.ports.process import Layout
 from edgert.ports.ring import RingWriter
-from edgert.programs.intake import Intake
-from edgert.programs.owning import Owning
-from edgert.programs.post import Outgoing, Post, chunk_topic
+from edgert.programs.placer.own_jobs import OwnJobs
+from edgert.programs.placer.submission import Submissions
+from edgert.programs.placer.transport import Outgoing, Transport, chunk_topic
 
-BUNDLE = Path(__file__).parents[2] / "models" / "breakout.edgert"
+BUNDLE = Path(__file__).parents[3] / "models" / "breakout.edgert"
 
 
 def shard() -> bytes:
@@ -32,7 +32,7 @@ def shard() -> bytes:
     )
 
 
-class Way(Post):
+class Way(Transport):
     """A way to the broker that leads nowhere."""
 
     def __init__(self) -> None:
@@ -61,9 +61,9 @@ class In:
             }
         )
         self.config: Config = parse(text, "test")
-        self.layout, self.post = Layout(self.config), Way()
+        self.layout, self.transport = Layout(self.config), Way()
         self.layout.make()
-        self.owning = Owning(
+        self.own_jobs = OwnJobs(
             "me",
             folder / "placing",
             selectors.DefaultSelector(),
@@ -72,13 +72,13 @@ class In:
             speed=1.0,
             stall_s=9.0,
         )
-        self.intake = Intake(self.config, self.layout, self.owning, self.post)
+        self.submissions = Submissions(self.config, self.layout, self.own_jobs, self.transport)
 
     def submit(self, job: wire.PlaceSubmit) -> None:
-        self.intake.submit(job.id, wire.encode(job), 0.0)
+        self.submissions.submit(job.id, wire.encode(job), 0.0)
 
     def refusal(self) -> str:
-        return wire.decode(self.post.sent[-1].payload, wire.PlaceJob)[0].why
+        return wire.decode(self.transport.sent[-1].payload, wire.PlaceJob)[0].why
 
 
 FILES = {"bundle": BUNDLE.read_bytes(), "shard": shard()}
@@ -90,17 +90,17 @@ def test_a_job_is_taken_on_when_its_files_are_here(tmp_path: Path) -> None:
     way = In(tmp_path)
     way.submit(JOB)
     way.submit(JOB)
-    assert not way.owning.records and way.post.wanted
-    while way.post.wanted:
-        name = sorted(way.post.wanted)[0].rpartition("/")[2]
+    assert not way.own_jobs.records and way.transport.wanted
+    while way.transport.wanted:
+        name = sorted(way.transport.wanted)[0].rpartition("/")[2]
         offer = next(each for each in OFFERS.values() if each.sha256.startswith(name.partition(".")[0]))
         index = fetch.index_of(name, offer)
-        assert index is not None and chunk_topic("f", "-", offer.sha256, index) in way.post.wanted
+        assert index is not None and chunk_topic("f", "-", offer.sha256, index) in way.transport.wanted
         start = index * offer.chunk_bytes
-        way.intake.chunk(name, FILES[offer.name][start : start + offer.chunk_bytes], 0.0)
-    assert way.owning.records["j1"].state == "new"
+        way.submissions.chunk(name, FILES[offer.name][start : start + offer.chunk_bytes], 0.0)
+    assert way.own_jobs.records["j1"].state == "new"
     way.submit(JOB)
-    assert not way.post.wanted and not way.post.sent
+    assert not way.transport.wanted and not way.transport.sent
 
 
 def test_a_job_of_what_the_device_has_lived_through(tmp_path: Path) -> None:
@@ -113,26 +113,26 @@ def test_a_job_of_what_the_device_has_lived_through(tmp_path: Path) -> None:
         obs = (rng.random((10, 10, 4)) < 0.1).astype(np.uint8)
         writer.append(obs, episode=1, action=int(rng.integers(3)), reward=0.5, flags=0, exit=0)
     way.submit(wire.PlaceSubmit(id="j2", steps=5))
-    assert way.owning.records["j2"].history[0]["rows"] > 300
+    assert way.own_jobs.records["j2"].history[0]["rows"] > 300
 
 
 def test_a_job_that_cannot_be_done_is_refused_in_words(tmp_path: Path) -> None:
     way = In(tmp_path)
     for name, data in FILES.items():
-        shards.keep(way.owning.files, data)
+        shards.keep(way.own_jobs.files, data)
         assert OFFERS[name].sha256
     way.submit(wire.PlaceSubmit(id="j3", steps=5, hyper={"speed": 1.0}, bundle=OFFERS["bundle"], shard=OFFERS["shard"]))
-    assert "no such setting" in way.refusal() and not way.owning.records
+    assert "no such setting" in way.refusal() and not way.own_jobs.records
     way.submit(wire.PlaceSubmit(id="j4", steps=5, bundle=OFFERS["shard"], shard=OFFERS["shard"]))
     assert way.refusal()
 
 
 def test_a_name_is_the_one_it_was_sent_under(tmp_path: Path) -> None:
     way = In(tmp_path)
-    way.intake.submit("other", wire.encode(JOB), 0.0)
-    assert not way.post.wanted
+    way.submissions.submit("other", wire.encode(JOB), 0.0)
+    assert not way.transport.wanted
     with pytest.raises(MessageError):
-        way.intake.submit("j1", b"nothing", 0.0)
+        way.submissions.submit("j1", b"nothing", 0.0)
 
 
 def test_where_there_are_keys_nothing_unsigned_counts(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_where_there_are_keys_nothing_unsigned_counts(tmp_path: Path) -> None:
         way.submit(JOB)
     signed = ring.say(wire.encode(JOB), fleet="f", to="other", valid_s=60.0)
     with pytest.raises(MessageError, match="not-for-this-device"):
-        way.intake.submit("j1", wire.encode(signed), 0.0)
+        way.submissions.submit("j1", wire.encode(signed), 0.0)
     signed = ring.say(wire.encode(JOB), fleet="f", to="me", valid_s=60.0)
-    way.intake.submit("j1", wire.encode(signed), 0.0)
-    assert way.post.wanted
+    way.submissions.submit("j1", wire.encode(signed), 0.0)
+    assert way.transport.wanted

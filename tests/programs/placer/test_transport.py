@@ -11,7 +11,7 @@ from edgert.placement.jobs import Reason
 from edgert.placement.load import Capacity, Load
 from edgert.placement.protocol import Alive, Commit, Held, Release, Report
 from edgert.ports import shards
-from edgert.programs.post import Outgoing, Post, chunk_topic, reasons_text, speaker
+from edgert.programs.placer.transport import Outgoing, Transport, chunk_topic, reasons_text, speaker
 
 
 class Link:
@@ -41,52 +41,52 @@ def link() -> Link:
 
 
 @pytest.fixture
-def post(link: Link) -> Post:
-    made = Post(link, "f", "d1")  # type: ignore[arg-type]
+def transport(link: Link) -> Transport:
+    made = Transport(link, "f", "d1")  # type: ignore[arg-type]
     made.link(True)
     return made
 
 
-def test_what_the_broker_does_not_take_waits_in_order(link: Link, post: Post) -> None:
+def test_what_the_broker_does_not_take_waits_in_order(link: Link, transport: Transport) -> None:
     for k in range(3):
-        post.put(Outgoing(f"t{k}", bytes(10), 1, 60))
-    post.flush()
-    assert (link.sent, post.waiting_bytes) == ([], 30)
+        transport.put(Outgoing(f"t{k}", bytes(10), 1, 60))
+    transport.flush()
+    assert (link.sent, transport.waiting_bytes) == ([], 30)
     link.room = 2
-    post.flush()
-    assert [topic for topic, _, _ in link.sent] == ["t0", "t1"] and post.waiting_bytes == 10
-    post.link(False)
-    post.put(Outgoing("t3", b"x", 1, 60))
-    assert post.waiting_bytes == 0
+    transport.flush()
+    assert [topic for topic, _, _ in link.sent] == ["t0", "t1"] and transport.waiting_bytes == 10
+    transport.link(False)
+    transport.put(Outgoing("t3", b"x", 1, 60))
+    assert transport.waiting_bytes == 0
 
 
-def test_a_file_lies_at_the_broker_until_nobody_needs_it(link: Link, post: Post) -> None:
+def test_a_file_lies_at_the_broker_until_nobody_needs_it(link: Link, transport: Transport) -> None:
     data = bytes(70_000)
     offer = shards.offer("shard", data, id_="j1")
     for _ in range(2):
-        post.lay_down(offer, data)
+        transport.lay_down(offer, data)
     link.room = 100
-    post.flush()
+    transport.flush()
     assert [topic for topic, _, _ in link.sent] == [chunk_topic("f", "d1", offer.sha256, k) for k in range(3)]
     assert all(how["retain"] for _, _, how in link.sent)
-    post.link(False)
-    post.link(True)  # the broker may have lost what it kept
-    post.flush()
+    transport.link(False)
+    transport.link(True)  # the broker may have lost what it kept
+    transport.flush()
     assert len(link.sent) == 6
-    post.take_back({offer.sha256})
-    post.take_back(set())
-    post.take_back(set())
-    post.flush()
+    transport.take_back({offer.sha256})
+    transport.take_back(set())
+    transport.take_back(set())
+    transport.flush()
     assert [payload for _, payload, _ in link.sent[6:]] == [b""] * 3
 
 
-def test_a_topic_is_left_when_nobody_wants_it(link: Link, post: Post) -> None:
-    post.listen(["a", "b"], [])
-    post.listen(["a"], [])
+def test_a_topic_is_left_when_nobody_wants_it(link: Link, transport: Transport) -> None:
+    transport.listen(["a", "b"], [])
+    transport.listen(["a"], [])
     assert link.said == [["a"]], "subscribed anew, so that what is retained comes again"
-    post.listen([], ["a", "b"])
+    transport.listen([], ["a", "b"])
     assert link.filters == {"a"}
-    post.listen([], ["a"])
+    transport.listen([], ["a"])
     assert not link.filters
 
 

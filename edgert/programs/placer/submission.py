@@ -1,4 +1,4 @@
-"""Training jobs on their way to their owner: who may submit them, and their files."""
+"""Training jobs on their way to their owner: who may submit them, or take what they gave, and their files."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import numpy as np
 from edgert import bundle as bundles
 from edgert import wire
 from edgert.config import Config
-from edgert.errors import ArtifactError, MessageError, StoreError
+from edgert.errors import ArtifactError, ConfigError, MessageError, StoreError
 from edgert.fleet import fetch, trust
 from edgert.learn.dqn import Batch
 from edgert.learn.replay import Replay
 from edgert.offers import Arrived, Ask
 from edgert.ports import shards
 from edgert.ports.credentials import credential
-from edgert.ports.process import Layout, read_base
+from edgert.ports.process import Layout, identity, read_base
 from edgert.ports.ring import TERMINATED, TRUNCATED, RingReader
 from edgert.ports.signing import read_keys, verify
-from edgert.programs.hosting import Fetching
-from edgert.programs.owning import Owning
-from edgert.programs.post import Outgoing, Post, chunk_topic
+from edgert.programs.placer.host import Fetching
+from edgert.programs.placer.own_jobs import OwnJobs
+from edgert.programs.placer.transport import Outgoing, Transport, chunk_topic
 
 REPLAY_ROWS = 4000
 REFUSAL_EXPIRY_S = 86_400
@@ -41,19 +41,19 @@ class Coming(NamedTuple):
     shard: Fetching | None
 
 
-class Intake:
+class Submissions:
     """The way in.
 
     Blocks: while it writes and hashes files.
     """
 
-    def __init__(self, config: Config, layout: Layout, owning: Owning, post: Post) -> None:
+    def __init__(self, config: Config, layout: Layout, own_jobs: OwnJobs, transport: Transport) -> None:
         """Nothing comes yet.
 
         Raises:
             ConfigError: the keys cannot be used.
         """
-        self._config, self._layout, self._owning, self._post = config, layout, owning, post
+        self._config, self._layout, self._own_jobs, self._transport = config, layout, own_jobs, transport
         self._keys = None if config.trust.keys_file is None else read_keys(credential(config.trust.keys_file))
         self._coming: dict[str, Coming] = {}
 
@@ -63,19 +63,10 @@ class Intake:
         Raises:
             MessageError: it is no such message, or nobody vouches for it who must.
         """
-        device = self._config.device
-        if self._keys is not None:
-            signed, _ = wire.decode(payload, wire.Signed)
-            audience = trust.Audience(device.fleet, device.id, device.labels)
-            # A job of one name is done once for ever, so an old message changes nothing and needs no memory.
-            _, refusal = trust.judge(signed, self._keys, trust.Memory(), audience, now_s=time.time(), verify=verify)
-            if refusal is not None:
-                raise MessageError(f"{refusal.code}: {refusal.why}")
-            payload = signed.payload
-        submitted, _ = wire.decode(payload, wire.PlaceSubmit)
-        if submitted.id != id_ or id_ in self._owning.records or id_ in self._coming:
+        submitted, _ = wire.decode(self._vouched(payload), wire.PlaceSubmit)
+        if submitted.id != id_ or id_ in self._own_jobs.records or id_ in self._coming:
             return
-        files = self._owning.files
+        files = self._own_jobs.files
         try:
             bundle, shard = (
                 None if offer is None else Fetching(files, offer) for offer in (submitted.bundle, submitted.shard)
@@ -84,14 +75,53 @@ class Intake:
             self._refuse(submitted, str(error))
             return
         self._coming[id_] = Coming(submitted, bundle, shard)
-        self.step(fetch.Up() if self._post.up else fetch.Down(), now_s)
+        self.step(fetch.Up() if self._transport.up else fetch.Down(), now_s)
+
+    def _vouched(self, payload: bytes) -> bytes:
+        """What a message says, where somebody vouches for it who must.
+
+        Raises:
+            MessageError: nobody does.
+        """
+        if self._keys is None:
+            return payload
+        signed, _ = wire.decode(payload, wire.Signed)
+        device = self._config.device
+        audience = trust.Audience(device.fleet, device.id, device.labels)
+        # A job of one name is done once and taken once for ever: an old message changes nothing and needs no memory.
+        _, refusal = trust.judge(signed, self._keys, trust.Memory(), audience, now_s=time.time(), verify=verify)
+        if refusal is not None:
+            raise MessageError(f"{refusal.code}: {refusal.why}")
+        return signed.payload
+
+    def take(self, id_: str, payload: bytes) -> None:
+        """What a job of this device gave is to act here; said again, nothing happens again.
+
+        Raises:
+            MessageError: it is no such message, nobody vouches for it who must, or it cannot act here.
+        """
+        told, _ = wire.decode(self._vouched(payload), wire.PlaceTake)
+        record = self._own_jobs.records.get(id_)
+        if told.id != id_ or record is None:
+            raise MessageError(f"no job {id_} of this device to take the result of")
+        try:
+            own, (began,) = (
+                read_base(self._config, self._layout),
+                shards.read_files([self._own_jobs.path(record.bundle)]),
+            )
+            alike = identity(bundles.read(own).manifest) == identity(bundles.read(began).manifest)
+        except (ArtifactError, ConfigError, StoreError) as error:
+            raise MessageError(f"job {id_}: {error}") from error
+        if not alike:
+            raise MessageError(f"job {id_} began from another network than the one installed here: it cannot take over")
+        self._own_jobs.take(record)
 
     def _refuse(self, submitted: wire.PlaceSubmit, why: str) -> None:
         log.warning("job %s: %s", submitted.id, why)
         owner = self._config.device.id
         said = wire.PlaceJob(id=submitted.id, owner=owner, state="failed", why=why[:500], steps=submitted.steps)
-        topic = self._post.topic("job", submitted.id)
-        self._post.put(Outgoing(topic, wire.encode(said), 1, REFUSAL_EXPIRY_S, retain=True))
+        topic = self._transport.topic("job", submitted.id)
+        self._transport.put(Outgoing(topic, wire.encode(said), 1, REFUSAL_EXPIRY_S, retain=True))
 
     def step(self, event: fetch.Up | fetch.Down | fetch.Tick, now_s: float) -> None:
         """The link came or went, or time passed."""
@@ -118,7 +148,7 @@ class Intake:
                 for effect in each.step(event, now_s):
                     topic = chunk_topic(fleet, FROM, effect.sha256, effect.index)
                     (ask if isinstance(effect, Ask) else leave).append(topic)
-                self._post.listen(ask, leave)
+                self._transport.listen(ask, leave)
             if all(each is None or each.path is not None for each in (coming.bundle, coming.shard)):
                 del self._coming[id_]
                 self._take_on(coming)
@@ -136,7 +166,7 @@ class Intake:
             rows = shards.pack_shard(self._lived())
         else:
             (rows,) = shards.read_files([shard.path])
-        why = self._owning.submit(coming.submitted, network, rows, time.time())
+        why = self._own_jobs.submit(coming.submitted, network, rows, time.time())
         if why:
             self._refuse(coming.submitted, why)
 

@@ -20,12 +20,12 @@ from edgert.placement.protocol import Release, Report, Reserve
 from edgert.ports import shards
 from edgert.ports.link import LinkDown, LinkUp, Received
 from edgert.ports.process import Layout
-from edgert.programs import placer as program
-from edgert.programs.placer import Placer
-from edgert.programs.post import chunk_topic
+from edgert.programs.placer import daemon as program
+from edgert.programs.placer.daemon import Placer
+from edgert.programs.placer.transport import chunk_topic
 from edgert.values import Budget
 
-BUNDLE = Path(__file__).parents[2] / "models" / "breakout.edgert"
+BUNDLE = Path(__file__).parents[3] / "models" / "breakout.edgert"
 NAMES = ("a", "b")
 CUTS: tuple[dict[str, object], ...] = (
     {"kind": "data", "edges": [0], "parts": [{"compute_core_s": 0.01, "memory_bytes": 5e7}]},
@@ -127,11 +127,11 @@ class Fleet:
             now_s = time.monotonic()
             placer._hear_link(now_s)
             placer.turn(now_s)
-            placer.post.flush()
+            placer.transport.flush()
             for key, _ in placer.selector.select(0):
                 if key.data != "link":
-                    placer.hosting.hear(key.fileobj)  # type: ignore[arg-type]
-                    placer.owning.hear(key.fileobj)  # type: ignore[arg-type]
+                    placer.host.hear(key.fileobj)  # type: ignore[arg-type]
+                    placer.own_jobs.hear(key.fileobj)  # type: ignore[arg-type]
 
     def until(self, condition: Callable[[], object], patience_s: float = 120.0) -> None:
         end_s = time.monotonic() + patience_s
@@ -184,7 +184,7 @@ def test_a_job_runs_where_the_shield_kept_room_for_it(fleet: Fleet) -> None:
     said = {each["what"]: each for each in job.history}
     assert said["judged"]["outcome"] == "granted" and said["judged"]["region"] == "r"
     assert said["granted"]["nodes"] == ["b"] and not said["granted"]["alone"]
-    fleet.until(lambda: not fleet.placers["b"].hosting.parts)
+    fleet.until(lambda: not fleet.placers["b"].host.parts)
     assert not fleet.placers["b"].books.holds, "its room is free again"
     fleet.until(lambda: not any("/a/place/chunk/" in topic for topic in fleet.bus.kept))
 
@@ -194,9 +194,9 @@ def test_without_a_link_nothing_waits_for_one(fleet: Fleet) -> None:
     fleet.turn()
     placer.mqtt.inbox.append(LinkDown(reason_code=None, reason="cut", fault=None, retry_s=1.0, unconfirmed=()))  # type: ignore[attr-defined]
     fleet.turn()
-    assert not placer.post.up and not placer.post.waiting_bytes
+    assert not placer.transport.up and not placer.transport.waiting_bytes
     placer.tell("b", Release(job="j", attempt=1))
-    assert not placer.post.waiting_bytes
+    assert not placer.transport.waiting_bytes
 
 
 def test_nobody_speaks_for_another_and_nonsense_is_counted(fleet: Fleet) -> None:
@@ -217,7 +217,7 @@ def test_the_budget_closes_and_empties_a_device(fleet: Fleet) -> None:
         max_exit=0, train_steps_hz=0.0, teacher_bytes_per_s=0.0, why={"train_steps_hz": "hot"}, accept_jobs=False
     )
     given: list[str] = []
-    placer.hosting.give_up = given.append  # type: ignore[method-assign]
+    placer.host.give_up = given.append  # type: ignore[method-assign]
     placer._obey(closed, now_s)
     placer.turn(now_s)
     assert (placer.capacity().cores, placer.books.capacity.memory_bytes) == (0.0, 0.0)
@@ -239,10 +239,27 @@ def test_without_a_shield_everything_is_taken_in(tmp_path: Path, monkeypatch: py
         fleet.close()
 
 
+def test_the_shortest_job_is_placed_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet = Fleet(tmp_path, monkeypatch, lease_s=9.0)
+    placer = fleet.placers["a"]
+    asked: list[str] = []
+    monkeypatch.setattr(placer.policy, "choose", lambda job, *_, **__: asked.append(job.id))
+    try:
+        for id_, steps in (("long", 9000), ("short", 9)):
+            fleet.submit(id_, steps=steps, cuts=CUTS)
+        fleet.until(lambda: {"long", "short"} <= set(asked))
+        asked.clear()
+        placer.own_jobs.retry_s.clear()
+        placer._place(time.monotonic())
+        assert asked == ["short", "long"]
+    finally:
+        fleet.close()
+
+
 def test_one_may_choose_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fleet = Fleet(tmp_path, monkeypatch, head="b", shield="none", lease_s=9.0)
     chosen: list[str] = []
-    head = fleet.placers["b"].chooser
+    head = fleet.placers["b"].policy
     choose = head.choose
     monkeypatch.setattr(head, "choose", lambda job, *args, **how: chosen.append(job.owner) or choose(job, *args, **how))
     try:

@@ -15,9 +15,10 @@ from edgert.errors import ArtifactError, ConfigError, StoreError, UsageError
 from edgert.learn.backprop import accumulate
 from edgert.learn.dqn import Learner
 from edgert.nets import Params
-from edgert.placement import agent
+from edgert.placement import agent, view
 from edgert.placement.jobs import HOST, Job, Proposal, Split, pairs, traffic
 from edgert.placement.load import Load
+from edgert.placement.view import Sight
 from edgert.policy import artifact
 from edgert.ports import shards
 from edgert.ports.store import write_atomic
@@ -31,7 +32,7 @@ RECENT_S = 5.0
 log = logging.getLogger("edgert.placer")
 
 
-class Chooser:
+class PlacementPolicy:
     """Chooses places for jobs.
 
     Attributes:
@@ -145,10 +146,10 @@ class Chooser:
         known = {node: load for node, load in loads.items() if now_s - load.at_s < dead_s or node == mine}
         known = {node: load for node, load in known.items() if load.capacity.cores > 0 or node == mine}
         self.lately = [(then_s, each) for then_s, each in self.lately if now_s - then_s < RECENT_S]
-        sight = agent.look(mine, known, now_s)
+        sight = view.look(mine, known, now_s)
         for _, each in self.lately:
             if all(node in known for node in each.nodes) and each.job.id != job.id:
-                sight = agent.taken(sight, each)
+                sight = view.taken(sight, each)
         if self.params is not None:
             rng = self.rng if self.draws else None
             decided = agent.propose(
@@ -188,7 +189,7 @@ class Chooser:
             avoided = set()
         return tuple(job.splits[k] for k in possible if k not in avoided)
 
-    def _rule(self, job: Job, sight: agent.Sight, attempt: int, session: int) -> Proposal:
+    def _rule(self, job: Job, sight: Sight, attempt: int, session: int) -> Proposal:
         """By a rule that knows nothing of the job: a whole job on the least loaded device, or anything anywhere."""
         open_ = np.flatnonzero(sight.cores > 0) if (sight.cores > 0).any() else np.arange(len(sight.names))
         if self.name == "random":

@@ -21,12 +21,13 @@ from edgert import wire
 from edgert.errors import ArtifactError, StoreError, UsageError
 from edgert.learn import split as splits
 from edgert.learn.dqn import Batch, Learner
-from edgert.placement.jobs import Job, Split
+from edgert.placement.jobs import Job
 from edgert.policy import artifact
 from edgert.ports import ipc, shards
 from edgert.ports.store import Generations, store_error, write_atomic
-from edgert.programs.hosting import OWNER, Line, Tell
-from edgert.programs.terms import read_cuts, read_hyper
+from edgert.programs.placer.host import OWNER, Tell, WorkerProcess
+from edgert.programs.placer.job_options import read_cuts, read_hyper
+from edgert.programs.placer.record import Record
 
 AGAIN_S = 2.0
 HISTORY = 64
@@ -42,41 +43,6 @@ SILENT_S = 10.0
 """Without a word of a host it is taken to be lost; it speaks once a second."""
 
 log = logging.getLogger("edgert.placer")
-
-
-class Record(msgspec.Struct, kw_only=True):
-    """A job as it is written down.
-
-    Attributes:
-        id, steps, batch, checkpoint_steps, split, hyper: as submitted.
-        bundle, shard: files, by their hash.
-        born_at_s, due_at_s: seconds since the Unix epoch.
-        state, why, attempt, step, nodes, history, result: as `wire.PlaceJob` tells.
-        cuts: for each of `measured`, the first stage of its parts.
-        measured: ways to cut it, and what each takes.
-        failures: attempts that had begun and broke off.
-    """
-
-    id: str
-    steps: int
-    batch: int
-    checkpoint_steps: int
-    split: str = "auto"
-    hyper: dict[str, float | None] = {}
-    bundle: str = ""
-    shard: str = ""
-    born_at_s: float = 0.0
-    due_at_s: float | None = None
-    state: str = "waiting"
-    why: str = ""
-    attempt: int = 0
-    step: int = 0
-    nodes: tuple[str, ...] = ()
-    cuts: tuple[tuple[int, ...], ...] = ()
-    measured: tuple[Split, ...] = ()
-    history: list[dict[str, Any]] = []
-    result: dict[str, Any] = {}
-    failures: int = 0
 
 
 class Running:
@@ -96,7 +62,7 @@ class Running:
         self.arrays: dict[int, dict[int, dict[str, Any]]] = {}
 
 
-class Owning:
+class OwnJobs:
     """The jobs of one device.
 
     Attributes:
@@ -116,28 +82,30 @@ class Owning:
         speed: float,
         stall_s: float,
         room: Callable[[float], bool] = lambda _: True,
+        acting: Callable[[], str] = str,
     ) -> None:
         """Find what is there; what was running is waiting again.
 
         Args:
             me: this device.
             folder: of jobs; `files` in it holds files by their hash.
-            selector: it wakes with the channel of a `Line`.
+            selector: it wakes with the channel of a `WorkerProcess`.
             tell: sends a message to a device.
             offer_chunks: makes a file available to hosts.
             speed: of a core here.
             stall_s: without progress for so long an attempt is given up.
             room: are so many bytes of memory free here, beside what jobs of others hold?
+            acting: file of the network that acts here, empty for the installed one.
 
         Raises:
             StoreError: the folder cannot be made or read.
         """
         self.me, self.folder, self.files = me, folder, folder / "files"
         self.selector, self.tell, self.offer_chunks = selector, tell, offer_chunks
-        self.speed, self.stall_s, self.room = speed, stall_s, room
+        self.speed, self.stall_s, self.room, self.acting = speed, stall_s, room, acting
         self.records: dict[str, Record] = {}
         self.running: dict[str, Running] = {}
-        self.lines: dict[ipc.Channel, tuple[str, Line]] = {}
+        self.lines: dict[ipc.Channel, tuple[str, WorkerProcess]] = {}
         self.changed: set[str] = set()
         self.retry_s: dict[str, float] = {}
         self.failed: list[tuple[str, str]] = []
@@ -253,7 +221,7 @@ class Owning:
         return {**common, "checkpoint_steps": record.checkpoint_steps, **more}
 
     def _spawn(self, record: Record, order: dict[str, object]) -> None:
-        line = Line(order)
+        line = WorkerProcess(order)
         self.lines[line.channel] = record.id, line
         self.selector.register(line.channel, selectors.EVENT_READ)
 
@@ -494,7 +462,14 @@ class Owning:
     def _judge(self, record: Record) -> None:
         more = {"bundle": str(self.path(record.bundle)), "shard": str(self.path(record.shard))}
         more |= {"state": str(self._checkpoint(record)), "result": str(self.folder / record.id / "result.edgert")}
+        more |= {"acting": self.acting() if record.install else ""}
         self._spawn(record, self._order(record, "judge", **more))
+
+    def take(self, record: Record) -> None:
+        """What a job gave is to act here: the gate looks once more, by what acts now."""
+        if record.state == "done" and not record.install:
+            record.install, record.state = True, "judging"
+            self.note(record, "taken", {})
 
     def _may_begin(self, record: Record, now_s: float) -> bool:
         """Measuring and judging take memory as well: they wait a while for what others' jobs hold here."""

@@ -24,7 +24,7 @@ from edgert.offers import Arrived, Ask, Keep, Kept, Leave
 from edgert.ports import fetch as files
 from edgert.ports import ipc
 from edgert.ports.shards import Parcel
-from edgert.programs.post import chunk_topic
+from edgert.programs.placer.transport import chunk_topic
 
 RULES = fetch.Rules(window=4, steady=0, patience_s=5.0, patience_cap_s=60.0)
 SAY_S = 1.0
@@ -35,7 +35,7 @@ Tell = Callable[[str, msgspec.Struct], None]
 log = logging.getLogger("edgert.placer")
 
 
-class Line:
+class WorkerProcess:
     """A process that works on one part, and the socket to it.
 
     Attributes:
@@ -49,7 +49,7 @@ class Line:
             StoreError: it cannot be started.
         """
         ours, theirs = socket.socketpair()
-        command = [sys.executable, "-m", "edgert.programs.piece", "--fd", str(theirs.fileno())]
+        command = [sys.executable, "-m", "edgert.programs.placer.worker", "--fd", str(theirs.fileno())]
         try:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
         except OSError as error:
@@ -133,7 +133,7 @@ class Hosted:
         self.step = self.rss_bytes = 0
         self.cpu_s = 0.0
         self.fetching: dict[str, Fetching] = {}
-        self.line: Line | None = None
+        self.line: WorkerProcess | None = None
         self.going = False
         self.said_s = 0.0
 
@@ -153,7 +153,7 @@ class Hosted:
         )
 
 
-class Hosting:
+class Host:
     """All parts here.
 
     Blocks: while it writes and hashes files.
@@ -173,7 +173,7 @@ class Hosting:
         Args:
             me: this device.
             folder: for files, by their hash.
-            selector: it wakes with a `Line`'s channel.
+            selector: it wakes with a `WorkerProcess`'s channel.
             tell: sends a message to a device.
             subscribe: topics to hear from now on, and no more.
             fleet: of this device.
@@ -272,7 +272,7 @@ class Hosting:
                     return
                 order[name] = str(fetching.path)
         try:
-            hosted.line = Line(order)
+            hosted.line = WorkerProcess(order)
         except StoreError as error:
             self._fail(hosted, str(error))
             return

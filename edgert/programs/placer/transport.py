@@ -29,10 +29,10 @@ class Outgoing(NamedTuple):
 
 def chunk_topic(fleet: str, owner: str, sha256: str, index: int) -> str:
     """Where a chunk of a job's file lies at the broker, retained by the job's owner."""
-    return str(wire.Topic(fleet, owner, "place", "chunk", f"{sha256[:32]}.{index}"))
+    return str(wire.Topic(fleet, owner, "place", "chunk", f"{sha256[: fetch.NAME_DIGITS]}.{index}"))
 
 
-class Post:
+class Transport:
     """One placer's way to the broker. What is lost with the link is said again by whoever said it, or not needed.
 
     Attributes:

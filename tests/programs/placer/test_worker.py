@@ -13,10 +13,10 @@ from edgert.errors import ArtifactError
 from edgert.learn.dqn import Batch, Hyper
 from edgert.policy import artifact
 from edgert.ports import shards
-from edgert.programs import piece
-from edgert.programs.piece import Order, Worker
+from edgert.programs.placer import worker
+from edgert.programs.placer.worker import Order, Worker
 
-BUNDLE = Path(__file__).parents[2] / "models" / "breakout.edgert"
+BUNDLE = Path(__file__).parents[3] / "models" / "breakout.edgert"
 STEPS, BATCH = 3, 12
 HYPER = Hyper(td_weight=0.5, learning_rate=1e-3)
 
@@ -29,7 +29,7 @@ def rows(n: int, seed: int = 4) -> Batch:
     return Batch(obs, rng.integers(0, 3, n), rng.normal(size=n).astype(np.float32), following, ends, wanted, ends)
 
 
-class Line:
+class WorkerProcess:
     """Takes the place of the socket to the placer."""
 
     closed = wants_write = False
@@ -54,7 +54,7 @@ class Job:
         batch = rows(60)
         dealt = [shards.pick(batch, slice(k, None, parts if kind == "data" else 1)) for k in range(parts)]
         self.workers: list[Worker] = []
-        self.lines: list[Line] = []
+        self.lines: list[WorkerProcess] = []
         self.results: dict[int, tuple[dict[str, Any], int]] = {}
         self.states: list[dict[str, object]] = []
         self.kept: list[int] = []
@@ -73,12 +73,12 @@ class Job:
                 }
             )
             order = msgspec.convert(msgspec.to_builtins(order, builtin_types=(bytes,)), Order, builtin_types=(bytes,))
-            self.lines.append(Line())
+            self.lines.append(WorkerProcess())
             self.workers.append(Worker(order, self.lines[-1], False))  # type: ignore[arg-type]
 
     def run(self) -> dict[int, tuple[dict[str, Any], int]]:
-        for worker in self.workers:
-            worker._hear({"t": "go"})
+        for each in self.workers:
+            each._hear({"t": "go"})
         for _ in range(10_000):
             said = [message for line in self.lines for message in line.said]
             for line in self.lines:
@@ -133,9 +133,9 @@ def test_shares_of_a_batch_keep_one_network(tmp_path: Path) -> None:
     job = Job(tmp_path, kind="data", parts=3)
     found = job.run()
     assert set(found) == {0}, "the root alone brings the result"
-    for worker in job.workers:
-        assert worker.steps == STEPS
-        assert np.array_equal(worker.piece.learner.params.flat, flat(found))
+    for each in job.workers:
+        assert each.steps == STEPS
+        assert np.array_equal(each.piece.learner.params.flat, flat(found))
 
 
 def test_a_part_goes_on_from_a_state(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 def test_what_parts_take_is_measured(tmp_path: Path) -> None:
     path = shards.keep(tmp_path, shards.pack_shard(rows(60)))
     order = Order(job="j", kind="measure", bundle=str(BUNDLE), shard=str(path), batch=BATCH, hyper=HYPER)
-    found = piece.measure(order)
+    found = worker.measure(order)
     assert [(each["kind"], len(each["parts"])) for each in found] == [  # type: ignore[arg-type]
         ("data", 1),
         ("data", 2),
@@ -178,7 +178,7 @@ def test_what_parts_take_is_measured(tmp_path: Path) -> None:
     (peer, size), *_ = found[1]["parts"][0]["flows"]  # type: ignore[index]
     parameters = artifact.load(BUNDLE.read_bytes()).params.flat.nbytes
     assert peer == 1 and size == pytest.approx(2 * parameters, rel=0.01)
-    assert len(piece.measure(msgspec.structs.replace(order, split="one"))) == 1
+    assert len(worker.measure(msgspec.structs.replace(order, split="one"))) == 1
 
 
 def test_the_gate_judges_what_came_of_it(tmp_path: Path) -> None:
@@ -189,6 +189,6 @@ def test_the_gate_judges_what_came_of_it(tmp_path: Path) -> None:
         job="j", kind="judge", bundle=str(BUNDLE), shard=str(path), state=str(state), result=str(tmp_path / "r")
     )
     state.write_bytes(shards.pack_state({"params": np.full_like(policy.params.flat, 1e-3)}, 5))
-    refused = piece.judge_result(order)
+    refused = worker.judge_result(order)
     assert refused["path"] == "" and not all(refused["checks"].values())  # type: ignore[attr-defined]
     assert not (tmp_path / "r").exists()

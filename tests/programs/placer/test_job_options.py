@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edgert.errors import UsageError
-from edgert.programs.terms import read_cuts, read_hyper
+from edgert.programs.placer.job_options import read_cuts, read_hyper
 
 PART = {"compute_core_s": 0.1, "memory_bytes": 1e6}
 
