@@ -10,8 +10,9 @@ met is used then. How far teachers are believed is measured (`edgert.knowledge.t
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -26,6 +27,11 @@ except ImportError as missing:
 
 ALONE_FRAC = 0.25
 """Share of the episodes without advice: they show how well the student does by itself."""
+
+ANSWER_TRANSITIONS = 4096
+"""Transitions after which an answer that has not come is not waited for any more."""
+LOOKS = 8
+"""Transitions looked at for answers when one is added: many at once, so that none pile up."""
 
 Buffer = TypeVar("Buffer", bound=type)
 
@@ -43,8 +49,10 @@ class Taught(gymnasium.Wrapper):
       `info["action_executed"]` says which was; a replay buffer must store that one: `remembering(ReplayBuffer)` makes
       it so. An on-policy student (PPO, A2C) would take the teacher's actions for samples of its own policy: leave
       `advice` at "none".
-    - targets: `info["teacher"]` has what is known of the state the action was taken in ("q" or "logits", "value",
-      "age_s"), or is None; `info["transition"]` is its number, under which `knowledge` finds what came later.
+    - targets: `with_targets(ReplayBuffer, teacher)` teaches DQN and its like by what is known when it is drawn. For
+      others `info["teacher"]` has what is known of the state the action was taken in ("q" or "logits", "value",
+      "age_s"), or is None; `info["transition"]` is its number, `info["following"]` that of the next one (None where the
+      episode terminated), under which `knowledge` finds what came later.
 
     `info["shaping"]` is what was added to the reward.
     """
@@ -126,7 +134,9 @@ class Taught(gymnasium.Wrapper):
         if (terminated or truncated) and not self._advised:
             self.teacher.finished(self._return, self._length, self._start)
         shaping = self.teacher.gamma * self._potential - before
-        said = {"teacher": told, "transition": number, "action_executed": executed, "shaping": shaping}
+        following = None if terminated else self._number
+        said: dict[str, Any] = {"teacher": told, "transition": number, "following": following}
+        said |= {"action_executed": executed, "shaping": shaping}
         return obs, float(reward) + shaping, terminated, truncated, {**info, **said}
 
     def knowledge(self, numbers: list[int]) -> list[Knowledge | None]:
@@ -178,6 +188,148 @@ def remembering(buffer: Buffer) -> Buffer:
     made: Any = type(f"Remembering{buffer.__name__}", (buffer,), {"add": add, "__module__": __name__})
     kept: Buffer = made
     return kept
+
+
+def with_targets(buffer: Buffer, teacher: Teacher, *, frac: float = 0.5, half_life: float = 20_000.0) -> Buffer:
+    """A replay buffer class that teaches by what it hands out, once that is known, however late.
+
+    It is for students that learn the values of discrete actions from (observation, action, reward, next observation,
+    done), as DQN does. From when on the teacher is believed until it is found out,
+
+    - rewards in the buffer are r + gamma V(s') - V(s), V the teacher's value, or the mean of the known ones while it is
+      not known: the same policy is best, and the student has only to learn by how much an action is worse;
+    - a share of each batch are targets: transitions whose reward is what the teacher thinks that an action gives away,
+      and after which nothing follows, one for each action of an observation that was met. They are fewer as the
+      teacher is believed less and as the student gets older.
+
+    The number of gradient steps stays as it was. Leave `Taught(..., shaping=0)`: it would shape a second time. Rewards
+    and discount of the teacher have to be the student's; a teacher of kind "policy" gives no targets.
+
+    Args:
+        buffer: as for `remembering`, with `sample(batch_size, ...)`, which gives a tuple of arrays, `reset()`, `pos`,
+            the place of the next transition, and `rewards`, (places, environments); it stores those of one environment.
+        teacher: of the `Taught` environment whose transitions it stores.
+        frac: share of a batch at full trust, at the start.
+        half_life: transitions after which that is half.
+
+    Returns:
+        A subclass of it, for `DQN(..., replay_buffer_class=...)`.
+
+    Raises:
+        UsageError: a number is out of range.
+    """
+    if not 0 <= frac <= 1 or not half_life > 0:
+        raise UsageError(f"frac {frac}, half_life {half_life}: 0 to 1; positive")
+
+    def init(self: Any, *args: Any, **how: Any) -> None:
+        super(made, self).__init__(*args, **how)
+        self.lessons = _Lessons(self.rewards, buffer(*args, **how), teacher, frac, half_life)
+
+    def add(self: Any, obs: Any, next_obs: Any, action: Any, reward: Any, done: Any, infos: list[Any]) -> None:
+        if len(infos) != 1:
+            raise UsageError(f"transitions of {len(infos)} environments at once: targets are for those of one")
+        place = int(self.pos)
+        super(made, self).add(obs, next_obs, action, reward, done, infos)
+        self.lessons.met(place, float(reward[0]), obs, infos[0])
+
+    def sample(self: Any, batch_size: int, *args: Any, **how: Any) -> Any:
+        drawn = super(made, self).sample(batch_size, *args, **how)
+        n = self.lessons.due(batch_size)
+        if n:
+            for column, told in zip(drawn, self.lessons.targets.sample(n, *args, **how), strict=True):
+                if column is not None:
+                    column[:n] = told
+        return drawn
+
+    own = {"__init__": init, "add": add, "sample": sample, "__module__": __name__}
+    made: Any = type(f"Taught{buffer.__name__}", (buffer,), own)
+    kept: Buffer = made
+    return kept
+
+
+class _Met(NamedTuple):
+    """A transition of which something is not known yet: its place, the numbers of both its ends, what it began with."""
+
+    place: int
+    number: int
+    following: int | None
+    obs: Any
+    told: bool
+
+
+class _Lessons:
+    """What a teacher says of the transitions in a buffer, and its targets, in a buffer of their own."""
+
+    def __init__(self, rewards: Any, targets: Any, teacher: Teacher, frac: float, half_life: float) -> None:
+        self._rewards, self.targets, self._teacher = rewards, targets, teacher
+        self._frac, self._half_life = frac, half_life
+        self._raw = np.zeros(len(rewards), np.float32)
+        self._before, self._after = np.full((2, len(rewards)), np.nan)
+        self._terminated = np.zeros(len(rewards), bool)
+        self._number = np.full(len(rewards), -1)
+        self._rng = np.random.default_rng(0)
+        self._unanswered = deque[_Met](maxlen=ANSWER_TRANSITIONS)
+        self._heard, self._believed = "", False
+        self._transitions = self._known = 0
+
+    def met(self, place: int, reward: float, obs: Any, info: dict[str, Any]) -> None:
+        """Shape one more transition by what is known, and some earlier ones by what has come since."""
+        if "transition" not in info:
+            raise UsageError("a transition without a number: put the environment into `Taught`")
+        self._transitions += 1
+        self._listen()
+        met = _Met(place, info["transition"], info["following"], np.array(obs), False)
+        self._raw[place], self._number[place] = reward, met.number
+        self._before[place] = self._after[place] = np.nan
+        self._terminated[place] = met.following is None
+        self._unanswered.append(met)
+        for _ in range(min(LOOKS, len(self._unanswered))):
+            self._look(self._unanswered.popleft())
+        self._shape(slice(place, place + 1))
+
+    def due(self, batch_size: int) -> int:
+        """How many transitions of a batch are to be targets."""
+        share = self._frac * self._teacher.weight * 0.5 ** (self._transitions / self._half_life)
+        return int(self._rng.binomial(batch_size, share)) if self._known else 0
+
+    def _listen(self) -> None:
+        """Begin to believe; what one who is not listened to any more has said is worth nothing."""
+        if self._heard != self._teacher.heard:
+            self._heard, self._believed, self._known = self._teacher.heard, False, 0
+            self.targets.reset()
+            self._before[:] = self._after[:] = np.nan
+            self._shape(slice(None))
+        if not self._believed and self._teacher.weight > 0:
+            self._believed = True
+            self._shape(slice(None))
+
+    def _look(self, met: _Met) -> None:
+        if self._number[met.place] != met.number:
+            return  # another one took its place
+        numbers = [met.number] if met.following is None else [met.number, met.following]
+        before, *after = self._teacher.knowledge(numbers)
+        if before is not None and not met.told:
+            self._before[met.place] = before.value
+            met = met._replace(told=True)
+            for action, value in enumerate(before.scores if before.kind == "q" else ()):
+                lost = np.array([value - before.value])
+                self.targets.add(met.obs, met.obs, np.array([action]), lost, np.array([True]), [{}])
+                self._known += 1
+        if after and after[0] is not None:
+            self._after[met.place] = after[0].value
+        self._shape(slice(met.place, met.place + 1))
+        if not met.told or (after and after[0] is None):
+            self._unanswered.append(met)
+
+    def _shape(self, places: slice) -> None:
+        shaped: Any = self._raw[places]
+        if self._believed:
+            before, after = (
+                np.where(np.isnan(values), self._teacher.usual_value, values)
+                for values in (self._before[places], self._after[places])
+            )
+            shaped = shaped + self._teacher.gamma * np.where(self._terminated[places], 0.0, after) - before
+        self._rewards[places, 0] = shaped
 
 
 def _as_it_is(obs: Any) -> U8:

@@ -117,6 +117,7 @@ class Teacher:
         batch: int = 32,
         timeout_s: float = 10.0,
         wait_s: float = 0.1,
+        vouched: Sequence[str] = (),
     ) -> None:
         """Describe whom to ask; the connection is made when the first observation is shown.
 
@@ -134,6 +135,7 @@ class Teacher:
             batch: most observations in one question.
             timeout_s: after this a question is given up; a late answer is used all the same.
             wait_s: how long a question waits to be filled.
+            vouched: names of teachers that you vouch for, as `edgert teacher` prints them: believed at once, on credit.
 
         Raises:
             UsageError: a number is out of range, or task, fleet or name cannot be part of a topic.
@@ -146,7 +148,7 @@ class Teacher:
         if not all(number > 0 for number in numbers.values()) or not wait_s >= 0 or not 0 <= gamma <= 1:
             raise UsageError(f"{numbers}, wait_s {wait_s}, gamma {gamma}: positive; 0 or more; 0 to 1")
         named = {"where": os.fspath(where), "task": task, "actions": actions, "fleet": fleet, "name": name}
-        self._said: dict[str, Any] = {**named, **numbers, "gamma": gamma, "wait_s": wait_s}
+        self._said: dict[str, Any] = {**named, **numbers, "gamma": gamma, "wait_s": wait_s, "vouched": tuple(vouched)}
         self.n_actions, self.gamma = n_actions, gamma
         self._begin()
 
@@ -251,6 +253,11 @@ class Teacher:
         return self._weight
 
     @property
+    def heard(self) -> str:
+        """Who is listened to now, "" while nobody is; what another one said is forgotten."""
+        return self._teacher
+
+    @property
     def usual_value(self) -> float:
         """Mean of the values known so far: the best guess where nothing is known."""
         return self._value_mean
@@ -317,7 +324,7 @@ class Teacher:
         height, width, channels = obs.shape
         asks = Asks(said["task"], (height, width, channels), self.n_actions, said["actions"])
         # A temperature of 1, so that logits come as the teacher gave them.
-        tutor = Tutor(student, asks, gamma=self.gamma, temperature=1.0)
+        tutor = Tutor(student, asks, gamma=self.gamma, temperature=1.0, vouched=said["vouched"])
         with self._lock:
             if self._closing.is_set() or self._thread is not None:
                 return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 gymnasium = pytest.importorskip("gymnasium", reason="the wrapper is one of gymnasium's")
 
-from edgert.client.gym import Taught, remembering  # noqa: E402  # after the skip
+from edgert.client.gym import LOOKS, Taught, remembering, with_targets  # noqa: E402  # after the skip
 from edgert.client.teacher import Knowledge, Teacher  # noqa: E402
 from edgert.errors import UsageError  # noqa: E402
 
@@ -50,7 +50,7 @@ class Said:
     """A teacher in the test's hand: it knows what the test lets it know, from when on it does."""
 
     def __init__(self, weight: float = 1.0) -> None:
-        self.n_actions, self.gamma, self.weight, self.usual_value = 2, 0.9, weight, 0.0
+        self.n_actions, self.gamma, self.weight, self.usual_value, self.heard = 2, 0.9, weight, 0.0, "q/somebody"
         self.values: dict[bytes, float] = {}
         self.met: list[bytes] = []
         self.transitions: list[tuple[int, int, float, int | None]] = []
@@ -283,3 +283,130 @@ def test_students_of_another_library_learn_behind_it(processes: bool) -> None:
         dqn.learn(128)
         assert dqn.replay_buffer is not None and dqn.replay_buffer.size() == 64
         venv.close()
+
+
+def test_a_foreign_student_is_handed_targets() -> None:
+    sb3 = pytest.importorskip(
+        "stable_baselines3", reason="stable-baselines3 is not installed: it was handed no targets"
+    )
+    from stable_baselines3.common.buffers import ReplayBuffer
+
+    said = Said()
+    said.values = {at(cell): 1.0 for cell in range(CELLS)}
+    env = gymnasium.wrappers.TransformAction(
+        taught(said, 30, shaping=0.0), lambda action: int(action) + 3, gymnasium.spaces.Discrete(2)
+    )
+    buffer = with_targets(remembering(ReplayBuffer), said, frac=1.0, half_life=1e9)  # type: ignore[arg-type]  # as good as a Teacher
+    dqn = sb3.DQN("MlpPolicy", env, learning_starts=32, device="cpu", buffer_size=200, replay_buffer_class=buffer)
+    dqn.learn(64)
+    drawn = dqn.replay_buffer.sample(40)
+    assert drawn.dones.all() and (drawn.rewards == drawn.actions - 1).all(), "action 1 gives nothing away, action 0 one"
+
+
+class Rows(NamedTuple):
+    """What a batch is of; the last one is not always there."""
+
+    obs: Any
+    action: Any
+    reward: Any
+    done: Any
+    discount: Any = None
+
+
+class Store:
+    """A replay buffer as small as can be: batches are its rows in turn."""
+
+    def __init__(self) -> None:
+        self.rewards = np.zeros((100, 1), np.float32)
+        self.reset()
+
+    def reset(self) -> None:
+        self.pos, self.size, self.rows = 0, 0, [(0, 0, 0)] * 100
+
+    def add(self, obs: Any, next_obs: Any, action: Any, reward: Any, done: Any, infos: list[Any]) -> None:
+        self.rows[self.pos], self.rewards[self.pos] = (obs[0], action[0], done[0]), reward
+        self.pos, self.size = (self.pos + 1) % 100, min(100, self.size + 1)
+
+    def sample(self, n: int) -> Rows:
+        places = np.arange(n) % self.size
+        obs, action, done = (np.array([self.rows[place][k] for place in places]) for k in range(3))
+        return Rows(obs, action, self.rewards[places, 0].copy(), done)
+
+
+def lives(buffer: Any, said: Said, cells: Sequence[int]) -> None:
+    """A student meets these, one after the other; each transition pays 0.5, and after the last it is over."""
+    numbers = [said.saw(np.frombuffer(at(cell), np.uint8)) for cell in cells]
+    for i, cell in enumerate(cells):
+        following = numbers[i + 1] if i + 1 < len(cells) else None
+        told = [{"transition": numbers[i], "following": following}]
+        buffer.add(
+            np.full((1, 1), cell), np.full((1, 1), cell + 1), np.array([1]), np.array([0.5]), np.array([0]), told
+        )
+
+
+def test_what_is_answered_late_shapes_what_was_stored_and_is_handed_out_as_targets() -> None:
+    said = Said()
+    buffer = with_targets(Store, said, frac=0.5, half_life=1e9)()  # type: ignore[arg-type]  # as good as a Teacher
+    lives(buffer, said, [2, 3])
+    assert buffer.rewards[:2, 0].tolist() == [0.5, 0.5] and not buffer.sample(64).done.any(), (
+        "nobody knows anything yet"
+    )
+    said.usual_value, said.values[at(2)] = 4.0, 7.0
+    lives(buffer, said, [1])
+    # What is known, what is the mean of that, and nothing behind the end; the discount is 0.9.
+    assert buffer.rewards[:3, 0] == pytest.approx([0.5 + 0.9 * 4 - 7, 0.5 - 4, 0.5 - 4])
+    said.values[at(3)] = 5.0
+    lives(buffer, said, [1])
+    assert buffer.rewards[:2, 0] == pytest.approx([0.5 + 0.9 * 5 - 7, 0.5 - 5])
+    drawn = buffer.sample(400)
+    target = drawn.done == 1
+    assert 120 < target.sum() < 280, "about a half"
+    assert set(drawn.obs[target].ravel()) == {2, 3} and drawn.discount is None
+    # It values action 1 at 1 and action 0 at 0, wherever; the best of the state is said apart.
+    told = {
+        (obs.item(), int(a), float(r))
+        for obs, a, r in zip(drawn.obs[target], drawn.action[target], drawn.reward[target], strict=True)
+    }
+    assert told == {(2, 0, -7.0), (2, 1, -6.0), (3, 0, -5.0), (3, 1, -4.0)}
+
+
+def test_shaping_ends_with_who_said_it_and_targets_go_with_trust_and_age() -> None:
+    def share(said: Said, **how: float) -> float:
+        buffer = with_targets(Store, said, **how)()  # type: ignore[arg-type]  # as good as a Teacher
+        said.values[at(1)] = 1.0
+        lives(buffer, said, [1] * 100)
+        return float((buffer.sample(1000).done == 1).mean())
+
+    assert share(Said(0.0), frac=1.0) == 0.0
+    assert share(Said(1.0), frac=1.0, half_life=1e9) == 1.0
+    assert share(Said(0.5), frac=0.5, half_life=100.0) == pytest.approx(0.125, abs=0.05)
+    said = Said()
+    buffer = with_targets(Store, said, frac=1.0, half_life=1e9)()  # type: ignore[arg-type]  # as good as a Teacher
+    said.values[at(1)] = 1.0
+    lives(buffer, said, [1] * 9)
+    assert buffer.rewards[0, 0] == pytest.approx(0.5 + 0.9 - 1)
+    said.weight = 0.0
+    lives(buffer, said, [1])
+    assert buffer.rewards[0, 0] == pytest.approx(0.5 + 0.9 - 1), (
+        "a potential that fades would be another reward each time"
+    )
+    said.values.clear()
+    said.heard = "q/somebody else"
+    lives(buffer, said, [1])
+    assert set(buffer.rewards[:11, 0].tolist()) == {0.5} and not buffer.sample(50).done.any()
+
+
+def test_answers_do_not_pile_up_and_targets_are_for_one_environment() -> None:
+    said = Said()
+    buffer = with_targets(Store, said)()  # type: ignore[arg-type]  # as good as a Teacher
+    lives(buffer, said, [2] * 40)
+    said.values[at(2)] = 1.0
+    lives(buffer, said, [3] * (40 // (LOOKS - 1) + 3))
+    assert buffer.lessons.targets.size == 2 * 40
+    with pytest.raises(UsageError, match="one"):
+        buffer.add(np.zeros((2, 1)), np.zeros((2, 1)), np.zeros(2), np.zeros(2), np.zeros(2), [{}, {}])
+    with pytest.raises(UsageError, match="Taught"):
+        buffer.add(np.zeros((1, 1)), np.zeros((1, 1)), np.zeros(1), np.zeros(1), np.zeros(1), [{}])
+    for how in ({"frac": 1.5}, {"half_life": 0.0}):
+        with pytest.raises(UsageError, match="half_life"):
+            with_targets(Store, said, **how)  # type: ignore[arg-type]  # as good as a Teacher

@@ -258,6 +258,7 @@ def report(args: argparse.Namespace, argv: list[str], wanted: Sequence[Planned])
     }
     document = json.loads(msgspec.json.encode(document))
     document["summary"] |= elsewhere(RESULTS)
+    document["foreign"] = foreign(RESULTS)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "rlink.json").write_text(json.dumps(document, indent=1) + "\n")
     draw.draw(known, document, args.out)
@@ -280,6 +281,12 @@ def elsewhere(results: Path) -> dict[str, Any]:
         else:
             found[key] = told
     return found
+
+
+def foreign(results: Path) -> dict[str, Any]:
+    """What `python -m tools.bench rlink foreign` has written: (game, student) -> arm -> figures."""
+    path = results / "rlink-foreign.json"
+    return {name: told["arms"] for name, told in json.loads(path.read_text()).items()} if path.exists() else {}
 
 
 def _cost(runs: Path, name: str) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ import matplotlib
 import numpy as np
 
 from tools.bench.rlink.judge import Judged
-from tools.bench.rlink.plan import ARMS, TEACHERS, USUAL
+from tools.bench.rlink.plan import ARMS, GATED, TEACHERS, USUAL
 from tools.bench.rlink.summary import Known, iqm, of
 
 matplotlib.use("svg")
@@ -20,12 +20,14 @@ matplotlib.rcParams["svg.hashsalt"] = "edgert"
 COLOURS = {
     "alone": "#c2571a",
     "alone-replay": "#e0a070",
+    "alone-gated": "#c9a227",
     "cloning": "#6a8f3c",
     "kickstarting": "#8a5fb0",
     "qdagger": "#b05f8a",
     "advising": "#777777",
     "sync": "#333333",
     "ours": "#1f6fb4",
+    "ours-stranger": "#9db8d8",
     "ours-ungated": "#70b0e0",
 }
 GRID = 100
@@ -97,12 +99,13 @@ def harm(known: Sequence[Known], document: Mapping[str, Any], out: Path) -> None
     names = [name for name, told in document["tasks"].items() if set(told.get("harm", {})) - {"good"}]
     if not names:
         return
-    colours = dict(zip(TEACHERS, ("#1f6fb4", "#8a5fb0", "#777777", "#b02020"), strict=True)) | {"alone": "#c2571a"}
+    colours = dict(zip(TEACHERS, ("#1f6fb4", "#8a5fb0", "#777777", "#b02020"), strict=True))
+    colours |= {arm: COLOURS[arm] for arm in ("alone", GATED)}
     figure, panels = _panels(names)
     for axis, name in zip(panels, names, strict=False):
         mine = [each for each in known if each.plan.task == name and each.plan.link == USUAL and not each.plan.faults]
         mine = [each for each in mine if each.plan.part != "link"]
-        groups = {"alone": of(mine, arm="alone")}
+        groups = {arm: of(mine, arm=arm) for arm in ("alone", GATED)}
         _lines(axis, groups | {teacher: of(mine, arm="ours", teacher=teacher) for teacher in TEACHERS}, colours)
         axis.set(title=name, xlabel="environment steps", ylabel="return, link off")
         _legend(axis, title="teacher", title_fontsize=7)

@@ -108,6 +108,7 @@ TASKS: dict[str, Task] = {
         tuned={
             "alone": {"learn.learning_rate": 2.5e-4},
             "alone-replay": {"learn.learning_rate": 2.5e-4},
+            "alone-gated": {"learn.learning_rate": 2.5e-4},
             "ours": {"learn.learning_rate": 2.5e-4, "learn.taught_learning_rate": 1e-3},
         },
         teacher=(*SMALL_TEACHER, "--frames", "200000", "--explore-frames", "20000", "--learning-rate", "5e-4"),
@@ -118,10 +119,17 @@ TASKS: dict[str, Task] = {
         game="acrobot",
         env="Acrobot-v1",
         net="values",
-        steps=30_000,
-        every=250,
-        judged=60,
-        settings={**VALUES, "policy.explore_transitions": 6000},
+        steps=15_000,
+        every=300,
+        episodes=10,
+        judged=40,
+        settings={**VALUES, "policy.explore_transitions": 5000},
+        tuned={
+            "alone": {"learn.learning_rate": 2.5e-4},
+            "alone-replay": {"learn.learning_rate": 2.5e-4},
+            "alone-gated": {"learn.learning_rate": 2.5e-4},
+            "ours": {"learn.learning_rate": 2.5e-4, "learn.taught_learning_rate": 1e-3},
+        },
         teacher=(*SMALL_TEACHER, "--frames", "150000", "--explore-frames", "30000", "--learning-rate", "5e-4"),
         step_cpu_s=0.0017,
     ),
@@ -177,6 +185,7 @@ OURS: Settings = {"teacher.enabled": True, "bench.vouched": True}
 ARMS: dict[str, Settings] = {
     "alone": ALONE,
     "alone-replay": {**ALONE, "learn.steps_per_transition": 2.0},
+    "alone-gated": {**ALONE, "learn.gated": True},
     "cloning": {**DISTILLED, "learn.td_weight": 0.0},
     "kickstarting": {**DISTILLED, "learn.td_weight": 1.0, "learn.distill_transitions": 0.5},
     "qdagger": {**DISTILLED, "learn.td_weight": 1.0, "teacher.weighing": "return"},
@@ -189,6 +198,8 @@ ARMS: dict[str, Settings] = {
 """Live over the whole path, but for `advising` and `sync`, which by their nature wait for the teacher: `baselines`, for
 which the keys of `bench` are. Shares of a run are multiplied by its steps."""
 IN_PROCESS = ("advising", "sync")
+GATED = "alone-gated"
+"""What ours is without a teacher: tells the price of the gate from the harm of a bad teacher, and is lived for that."""
 ABLATIONS = ("ours-stranger", "ours-ungated")
 """Lived only where `--arms` names them: what a part of ours costs or brings."""
 DISTILLATIONS = ("cloning", "kickstarting", "qdagger")
@@ -324,13 +335,14 @@ def _part(part: str, name: str, seeds: int | None) -> Iterable[Planned]:
     n = task.seeds if seeds is None else seeds
     if part == "convergence":
         for seed in range(1, n + 1):
-            for arm in ARMS:
+            for arm in (arm for arm in ARMS if arm != GATED):
                 # Asking for each observation by itself only waits longer: in steps it converges alike.
                 asks = {"bench.ask_batch": 32} if arm == "sync" else {}
                 yield _run(part, name, arm, seed, settings=asks)
     elif part == "harm":
         for seed in range(1, n + 1):
             yield _run(part, name, "alone", seed)
+            yield _run(part, name, GATED, seed)
             for teacher in TEACHERS[1:]:
                 yield _run(part, name, "ours", seed, teacher=teacher)
     elif part == "link" and name in LINK_TASKS:

@@ -21,7 +21,7 @@ import numpy as np
 from edgert import config, quant, wire
 from edgert.bundle import schema_hash
 from edgert.knowledge import codec
-from edgert.nets import F32, U8, forward, initialise
+from edgert.nets import F32, U8, Params, forward, initialise
 from edgert.policy import artifact, exits
 from edgert.ports.cluster import GAMES
 from edgert.ports.plant import worlds
@@ -33,6 +33,8 @@ from edgert.values import Answer, Ask, Budget
 MODELS = Path(__file__).parents[3] / "models"
 Values = Callable[[U8], F32]
 """(n, H, W, C) uint8 -> (n, A) float32."""
+NAME = "simulated"
+"""Of every teacher, for those who vouch for theirs."""
 TEACHERS = ("none", "good", "weak", "muddled", "early", "random", "adversarial", "reversed")
 
 
@@ -122,14 +124,16 @@ class Game:
         return np.asarray(shown, np.uint8), float(reward), bool(terminated), bool(truncated)
 
 
+def network(params: Params) -> Values:
+    """What a network says of actions, at its last exit."""
+    last, n_actions = params.spec.n_exits - 1, params.spec.n_actions
+    return lambda obs: np.asarray(forward(params, obs, exits=(last,))[last][:, :n_actions], np.float32)
+
+
 def teacher(name: str, world: str, seed: int) -> Values | None:
     """A teacher by its quality; answers of all of them depend on the observation alone."""
     stem = "breakout" if world == "catch" else world
     policy = artifact.load((MODELS / f"{stem}-teacher.edgert").read_bytes())
-
-    def network(params: Any) -> Values:
-        last, n_actions = params.spec.n_exits - 1, params.spec.n_actions
-        return lambda obs: np.asarray(forward(params, obs, exits=(last,))[last][:, :n_actions], np.float32)
 
     good = Catch.values if world == "catch" else network(policy.params)
     rng = np.random.default_rng(seed)
@@ -189,7 +193,7 @@ class Link:
                 asked, _ = wire.decode(told.payload, wire.KnowAsk)
                 q = self._values(codec.CODECS[asked.codec].decode_obs(asked.data, asked.count, asked.obs_shape))
                 answer = wire.KnowAnswer(
-                    teacher="simulated",
+                    teacher=NAME,
                     count=asked.count,
                     codec=asked.codec,
                     data=codec.CODECS[asked.codec].encode_q(q),
@@ -224,6 +228,7 @@ def simulate(
     bytes_per_s: float = 8000.0,
     candidate_transitions: int = 500,
     settings: dict[str, object] | None = None,
+    student: Path | None = None,
 ) -> dict[str, Any]:
     """Let one student learn.
 
@@ -239,15 +244,13 @@ def simulate(
         bytes_per_s: both ways.
         candidate_transitions: between two networks offered.
         settings: more of the device's configuration.
+        student: bundle to begin with; random weights of this seed in the shape of the shipped one without it.
 
     Returns:
         The returns of its episodes as (transition, return), how far the teacher was believed, and totals.
     """
-    stem = "breakout" if world == "catch" else world
-    parent = artifact.load((MODELS / f"{stem}.edgert").read_bytes())
     rng = np.random.default_rng(seed)
-    params = initialise(parent.spec, rng)
-    fresh = artifact.derive(parent, params, quant.fit(params, parent.golden_obs), created="", provenance={})
+    fresh = _fresh("breakout" if world == "catch" else world, rng) if student is None else student.read_bytes()
     plays: World = Catch(seed) if world == "catch" else Game(GAMES[world], 1000 * seed)
     with tempfile.TemporaryDirectory(prefix="edgert-") as name:
         folder = Path(name)
@@ -279,6 +282,21 @@ def simulate(
             trainer.schooling.close()
 
 
+def _fresh(stem: str, rng: np.random.Generator) -> bytes:
+    """A shipped bundle with random weights."""
+    parent = artifact.load((MODELS / f"{stem}.edgert").read_bytes())
+    params = initialise(parent.spec, rng)
+    return artifact.derive(parent, params, quant.fit(params, parent.golden_obs), created="", provenance={})
+
+
+def _explore_frac(policy: config.Policy, step: int, transitions: int) -> float:
+    """As the device is told; where it is told nothing, down to 5 % in the first quarter."""
+    end, over = policy.explore_frac, policy.explore_transitions
+    if not over:
+        end, over = 0.05, transitions // 4
+    return end + (policy.explore_from_frac - end) * max(0.0, 1.0 - step / over)
+
+
 def _live(
     trainer: Trainer,
     link: Link,
@@ -294,7 +312,7 @@ def _live(
     trust: list[tuple[int, float]] = []
     for step in range(1, transitions + 1):
         link.now_s = step / rate_hz
-        explore = max(0.05, 1.0 - 0.95 * step / (0.25 * transitions))
+        explore = _explore_frac(trainer.config.policy, step, transitions)
         greedy = int(exits.decide(trainer.acting.heads(obs[None]), trainer.thresholds)[0])
         action = int(rng.integers(trainer.spec.n_actions)) if rng.random() < explore else greedy
         following, reward, terminated, truncated = plays.step(action)

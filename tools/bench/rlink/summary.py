@@ -25,6 +25,7 @@ from tools.bench.rlink.live import Run
 from tools.bench.rlink.plan import (
     ARMS,
     DISTILLATIONS,
+    GATED,
     LINK_TASKS,
     LINKS,
     PERFECT,
@@ -130,12 +131,23 @@ def step_rate(run: Run) -> float:
 
 
 class Task(NamedTuple):
-    """The figures of a task, and the draws that figures over tasks are made of."""
+    """The figures of a task, and the draws that figures over tasks are made of.
+
+    Attributes:
+        document: for the result file.
+        ratio: steps to the threshold, of alone to ours.
+        distilled: of the best distillation to ours.
+        harm: teacher -> return, of learning alone; the smaller of the whole life's and the end's.
+        harm_gated: the same, of learning alone behind the same gate: what the teacher itself does.
+        gate: of learning alone behind the gate, of learning alone: what the gate costs.
+    """
 
     document: dict[str, Any]
     ratio: F64
     distilled: F64
     harm: dict[str, F64]
+    harm_gated: dict[str, F64]
+    gate: F64 | None
 
 
 def of(known: Sequence[Known], **where: Any) -> list[Judged]:
@@ -202,26 +214,39 @@ def of_task(name: str, known: Sequence[Known], levels: Mapping[str, float], rng:
     distilled = np.min(others, axis=0) / draws["ours"] if others else np.full(DRAWS + 1, np.nan)
     document["steps_vs_alone_x"], document["steps_vs_best_distillation_x"] = interval(ratio), interval(distilled)
     document["final_vs_teacher"] = interval(resampled([final(each) for each in arms["ours"]], rng) / levels["good"])
-    harm = {}
     # Returns may be negative, so shares are of the way up: from the initial networks, or from as deep as learning
     # alone fell now and then, since random weights may be lucky.
     low = np.percentile([point.value for judged in arms["alone"] for point in judged.points], 5)
     bottom = min(initial, float(low))
+    harm, harm_gated = dict[str, F64](), dict[str, F64]()
+    gated, gate = of(good, arm=GATED), None
+    if gated:
+        per = shares(gated, arms["alone"], bottom, rng)
+        gate = np.min(per, axis=0)
+        document["gate"] = {"seeds": len(gated), "life_vs_alone": interval(per[0]), "final_vs_alone": interval(per[1])}
     for teacher in TEACHERS:
         runs = of(good, arm="ours", teacher=teacher)
         if not runs:
             continue
-        whole = [resampled([measure(each) - bottom for each in arms["alone"]], rng) for measure in (life, final)]
-        mine = [resampled([measure(each) - bottom for each in runs], rng) for measure in (life, final)]
-        per = [np.where(a > 0, m / np.where(a > 0, a, 1), np.nan) for m, a in zip(mine, whole, strict=True)]
+        per = shares(runs, arms["alone"], bottom, rng)
         harm[teacher] = np.min(per, axis=0)
-        document.setdefault("harm", {})[teacher] = {
-            "level": levels.get(teacher),
-            "seeds": len(runs),
-            "life_vs_alone": interval(per[0]),
-            "final_vs_alone": interval(per[1]),
-        }
-    return Task(document, ratio, distilled, harm)
+        told = {"level": levels.get(teacher), "seeds": len(runs)}
+        told |= {"life_vs_alone": interval(per[0]), "final_vs_alone": interval(per[1])}
+        if gated:
+            per = shares(runs, gated, bottom, rng)
+            harm_gated[teacher] = np.min(per, axis=0)
+            told |= {"life_vs_gated": interval(per[0]), "final_vs_gated": interval(per[1])}
+        document.setdefault("harm", {})[teacher] = told
+    return Task(document, ratio, distilled, harm, harm_gated, gate)
+
+
+def shares(runs: Sequence[Judged], others: Sequence[Judged], bottom: float, rng: np.random.Generator) -> list[F64]:
+    """What runs come to as a share of what others do, over the whole life and at its end, from `bottom` up."""
+    found = []
+    for measure in (life, final):
+        mine, theirs = (resampled([measure(each) - bottom for each in group], rng) for group in (runs, others))
+        found.append(np.where(theirs > 0, mine / np.where(theirs > 0, theirs, 1), np.nan))
+    return found
 
 
 def of_links(known: Sequence[Known], thresholds: Mapping[str, float], rng: np.random.Generator) -> dict[str, Any]:
@@ -304,6 +329,10 @@ def summary(tasks: Mapping[str, Task], links: Mapping[str, Any]) -> dict[str, An
             key=lambda each: each[0] if each[2] != "good" else np.inf,
         )
         found["harm_worst_is"] = f"{worst[1]}, teacher {worst[2]}"
+    beside = [draws for task in tasks.values() for teacher, draws in task.harm_gated.items() if teacher != "good"]
+    put("harm_worst_beside_gate", over(lambda rows: np.min(rows, axis=0), beside), f"no run of {GATED}")
+    gates = [task.gate for task in tasks.values() if task.gate is not None]
+    put("gate_price_ratio", over(lambda rows: np.min(rows, axis=0), gates), f"no run of {GATED}")
     asynchronous, bad = [], []
     for draws in links["draws"].values():
         if {PERFECT, "500ms"} <= draws.keys():
@@ -339,6 +368,9 @@ def table(document: Mapping[str, Any]) -> str:
                 f"  {arm:<13} {row['seeds']:>2} {row['censored']:>5}  {told(row['steps_to_threshold']):<28} "
                 f"{told(row['steps_vs_alone_x']):<24} {told(row['final'])}"
             )
+        if "gate" in task:
+            per = [told(task["gate"][what]) for what in ("life_vs_alone", "final_vs_alone")]
+            lines.append(f"  the gate: life {per[0]}, final {per[1]} of learning alone")
         for teacher, row in task.get("harm", {}).items():
             lines.append(
                 f"  teacher {teacher:<12} n {row['seeds']}: life {told(row['life_vs_alone'])}, "
@@ -349,6 +381,12 @@ def table(document: Mapping[str, Any]) -> str:
             lines.append(
                 f"{name} over {link:<18} {told(row['steps_per_s'])} steps/s (blocking {row['sync_steps_per_s']}), "
                 f"{told(row['steps_to_threshold'])} steps to threshold"
+            )
+    for name, arms in document.get("foreign", {}).items():
+        for arm, row in arms.items():
+            lines.append(
+                f"foreign {name}, {arm:<19} n {row['seeds']}, never {row['never']}: {told(row['steps_to_threshold'])} "
+                f"steps to threshold, x alone {told(row['fewer_than_alone_x'])}, final {told(row['final'])}"
             )
     lines += [f"{key} {value}" for key, value in document["summary"].items() if not key.endswith(("_ci", "_why"))]
     return "\n".join(lines)

@@ -31,7 +31,7 @@ def test_a_network_counts_until_the_next_one_acts() -> None:
 
 
 def test_every_plot_is_drawn_for_which_there_is_something(tmp_path: Path) -> None:
-    runs = [known("convergence", "alone", 1.0), known("convergence", "ours", 2.0)]
+    runs = [known("convergence", arm, 2.0 if arm == "ours" else 1.0) for arm in plan.ARMS]
     runs += [known("harm", "ours", 1.0, teacher="adversarial")]
     runs += [known("link", "ours", 1.0, link=link) for link in (plan.PERFECT, "500ms")]
     runs += [known("outage", "ours", 1.0, faults=(Fault(100, "outage", 3.0),))]

@@ -21,7 +21,7 @@ def test_every_task_and_arm_makes_a_configuration_that_a_device_takes() -> None:
 
 def test_the_arms_take_the_same_gradient_steps_and_explore_alike() -> None:
     runs = plan.planned(["convergence"], ["cartpole"], seeds=1)
-    assert {run.arm for run in runs} == set(plan.ARMS) - set(plan.ABLATIONS)
+    assert {run.arm for run in runs} == set(plan.ARMS) - {plan.GATED, *plan.ABLATIONS}
     same = ("learn.steps_per_transition", "learn.batch", "policy.explore_transitions", "learn.candidate_transitions")
     for key in same:
         said = {run.settings[key] for run in runs if run.arm != "alone-replay"}
@@ -48,6 +48,8 @@ def test_what_two_parts_want_is_lived_once_and_first_seeds_come_first() -> None:
     assert sum(run.arm == "alone" for run in runs) == 2
     assert [run.seed for run in runs] == sorted(run.seed for run in runs)
     assert {run.teacher for run in runs if run.arm == "ours"} == set(plan.TEACHERS)
+    alone, gated = (next(run.settings for run in runs if run.arm == arm) for arm in ("alone", plan.GATED))
+    assert {key for key in alone if alone[key] != gated[key]} == {"learn.gated"}
 
 
 def test_a_blocking_student_is_timed_and_not_waited_for() -> None:
@@ -91,3 +93,9 @@ def test_what_other_commands_measured_is_told_with_its_interval_or_with_a_reason
     assert found["train_time_vs_torch_nature"] == 0.7 and found["train_time_vs_torch_nature_ci"] == [0.6, 0.8]
     assert found["codec_encode_us_max"] == 9.5 and "more" not in found
     assert found["codec_time_vs_zstd9"] is None and "codec_encode_us_max_why" not in found
+
+
+def test_students_of_another_library_are_told_of_with_the_others(tmp_path: Path) -> None:
+    assert command.foreign(tmp_path) == {}
+    (tmp_path / "rlink-foreign.json").write_text('{"cartpole, dqn": {"arms": {"alone": {"seeds": 3}}, "lives": {}}}')
+    assert command.foreign(tmp_path) == {"cartpole, dqn": {"alone": {"seeds": 3}}}

@@ -91,6 +91,19 @@ def test_ratios_say_how_many_fewer_steps_were_needed() -> None:
     assert task.harm["adversarial"][0] == pytest.approx(4 / 9)
 
 
+def test_what_the_gate_costs_is_told_from_what_a_teacher_does() -> None:
+    runs, levels = figures()
+    runs += known("cartpole", "alone-gated", [judged([0, 0, 0, 0, 0, 0, 4, 8, 8, 8])] * 3, "harm")
+    task = summary.of_task("cartpole", runs, levels, RNG(0))
+    assert task is not None and task.gate is not None
+    assert task.document["gate"]["final_vs_alone"]["value"] == pytest.approx(8 / 9, abs=1e-3)
+    assert task.document["harm"]["adversarial"]["final_vs_gated"]["value"] == pytest.approx(4 / 8, abs=1e-3)
+    found = summary.summary({"cartpole": task}, summary.of_links(runs, {"cartpole": 8.0}, RNG(0)))
+    assert found["gate_price_ratio"] == pytest.approx(28 / 37, abs=1e-3)
+    assert found["harm_worst_beside_gate"] == pytest.approx(4 / 8, abs=1e-3)
+    assert "the gate: life" in summary.table({"tasks": {"cartpole": task.document}, "link": {}, "summary": found})
+
+
 def test_the_summary_has_every_key_and_a_reason_for_what_is_missing() -> None:
     runs, levels = figures()
     task = summary.of_task("cartpole", runs, levels, RNG(0))
