@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
 from edgert import offers
@@ -29,12 +31,14 @@ class Sensed(msgspec.Struct, frozen=True):
         clock: on the wall; None while it is not set.
         carried_bytes: over the link so far.
         own_bytes: resident, of the supervisor.
+        waited_s: role -> seconds that a child which is silent has waited for a processor in all its life.
     """
 
     readings: Readings
     clock: Clock | None = None
     carried_bytes: int | None = None
     own_bytes: int = 0
+    waited_s: Mapping[Role, float] = {}
 
 
 class Priced(msgspec.Struct, frozen=True):
@@ -112,15 +116,17 @@ class Received(msgspec.Struct, frozen=True):
 
 
 class Stored(msgspec.Struct, frozen=True):
-    """The spool changed: its lowest and its newest sequence number."""
+    """A stream of the spool, by its name, may have changed: its lowest and its newest sequence number."""
 
+    stream: str
     first: int
     last: int
 
 
 class Refused(msgspec.Struct, frozen=True):
-    """The link took no event from `seq` on."""
+    """The link took no event of a stream from `seq` on."""
 
+    stream: str
     seq: int
 
 
@@ -147,7 +153,13 @@ class JobDone(msgspec.Struct, frozen=True):
 
 
 class Tick(msgspec.Struct, frozen=True):
-    """Nothing but time."""
+    """Nothing but time.
+
+    Attributes:
+        listened_s: monotonic time up to which all that was said has been heard before this; None means now.
+    """
+
+    listened_s: float | None = None
 
 
 Input = (
@@ -192,21 +204,23 @@ class Publish(msgspec.Struct, frozen=True):
 
 
 class SendEvents(msgspec.Struct, frozen=True):
-    """Publish the spooled events `after < seq <= up_to`, each saying `first`."""
+    """Publish the spooled events `after < seq <= up_to` of a stream, each saying `first`."""
 
+    stream: str
     after: int
     up_to: int
     first: int
 
 
 class ForgetEvents(msgspec.Struct, frozen=True):
-    """Drop spooled events up to and including this one."""
+    """Drop spooled events of a stream up to and including this one."""
 
+    stream: str
     up_to: int
 
 
 class Record(msgspec.Struct, frozen=True):
-    """Append an event to the spool, then say `Stored`."""
+    """Append an event to its stream of the spool, then say `Stored`."""
 
     name: str
     detail: dict[str, object]

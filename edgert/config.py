@@ -31,6 +31,9 @@ SOCKET_PATH_BYTES = 107
 
 Weight = Annotated[float, Meta(ge=0, le=1000)]
 Interval = Annotated[float, Meta(gt=0, le=86_400)]
+SpoolBytes = Annotated[int, Meta(ge=65_536, le=1 << 40)]
+SpoolAge = Annotated[float, Meta(ge=60, le=10 * 366 * 86_400)]
+WhenFull = Literal["drop-oldest", "reject-newest"]
 UNTIL = r"^(([01]?[0-9]|2[0-3]):[0-5][0-9]|[0-9]{1,4}(\.[0-9]{1,3})? ?h)\Z"
 """How a person says until when: `18:00`, or `6.5 h`."""
 
@@ -273,15 +276,29 @@ class Goals(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Spool(msgspec.Struct, frozen=True, kw_only=True):
-    """Messages that wait on disk while the broker is out of reach.
+    """Events that wait on disk until a collector has them: a stream each for three kinds, with bounds of their own.
 
     Attributes:
-        max_bytes: Bytes to keep; minor events go first, then the oldest.
+        max_bytes: Bytes to keep of events.
         max_age_s: Seconds after which an event goes; what was written under a clock that was not set does not age.
+        when_full: What gives way when there is no room: the oldest event, or the one that comes.
+        uploads_max_bytes: Bytes to keep of what jobs of kind upload bring; by default one without room fails.
+        uploads_max_age_s: Seconds after which one of them goes.
+        uploads_when_full: What gives way among them.
+        notices_max_bytes: Bytes to keep of limits that flutter and of commands that were refused.
+        notices_max_age_s: Seconds after which one of them goes.
+        notices_when_full: What gives way among them.
     """
 
-    max_bytes: Annotated[int, Meta(ge=65_536, le=1 << 40)] = 4 * 1024 * 1024
-    max_age_s: Annotated[float, Meta(ge=60, le=10 * 366 * 86_400)] = 30 * 86_400.0
+    max_bytes: SpoolBytes = 4 << 20
+    max_age_s: SpoolAge = 30 * 86_400.0
+    when_full: WhenFull = "drop-oldest"
+    uploads_max_bytes: SpoolBytes = 1 << 20
+    uploads_max_age_s: SpoolAge = 30 * 86_400.0
+    uploads_when_full: WhenFull = "reject-newest"
+    notices_max_bytes: SpoolBytes = 256 << 10
+    notices_max_age_s: SpoolAge = 7 * 86_400.0
+    notices_when_full: WhenFull = "drop-oldest"
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):

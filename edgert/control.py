@@ -13,7 +13,7 @@ from typing import NoReturn
 import msgspec
 
 from edgert import bus, wire
-from edgert.children import Children, bury, change, ensure_running, open_children, roles, wake_times_s
+from edgert.children import Children, begin, bury, ensure_running, excuse, heard, open_children, roles, wake_times_s
 from edgert.config import Config
 from edgert.errors import MessageError
 from edgert.fleet import command, session
@@ -47,6 +47,10 @@ REPLY_EXPIRY_S = 30
 OFFERED_MAX = 64
 """Orders that may wait for the answer of the actor, which answers within a tick: more are a flood, or it is gone."""
 
+QUIET_S, QUIET_PACE = 10.0, 2.0
+"""After so long without a decision and a gradient step nothing moves that would not wait twice as long. An
+operator listens for `tele` a little longer than that (`edgert.cli.look`)."""
+
 
 class Order(msgspec.Struct, frozen=True):
     """What the fleet wants of the exits, and until when (monotonic; None: until further notice)."""
@@ -62,7 +66,7 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
         config: the user's.
         task, n_exits: of the policy; the task is also the topic segment under which teachers listen.
         children: role -> state, for the roles that should run.
-        outbox: durable events on their way to a collector.
+        outboxes: name of a stream -> its durable events on their way to a collector; the most important first.
         started_s: monotonic.
         governor: what the budget rests on.
         budget: of the last look; None before the first.
@@ -76,6 +80,8 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
             memory only: a supervisor that starts anew knows none, and an actor that outlived it goes on obeying.
         askers: who asks teachers, and what each has spent of the budget for it.
         ready: systemd was told so.
+        busy_s: monotonic time of the newest report that told of a decision or a gradient step.
+        listened_s: up to which all that was said has been heard.
         counters: name -> total.
     """
 
@@ -83,7 +89,7 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
     task: str
     n_exits: int
     children: Children
-    outbox: session.Outbox
+    outboxes: dict[str, session.Outbox]
     started_s: float
     governor: Governor
     budget: Budget | None = None
@@ -100,6 +106,8 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
     offered: tuple[Order, ...] = ()
     askers: askers.Askers = askers.Askers()
     ready: bool = False
+    busy_s: float = 0.0
+    listened_s: float = 0.0
     counters: dict[str, int] = {}
 
 
@@ -109,9 +117,7 @@ def open_world(
     task: str,
     n_exits: int,
     note: Note | None,
-    stream: str,
-    first: int,
-    last: int,
+    streams: Mapping[str, tuple[str, int, int]],
     now_s: float,
     adopted: Mapping[Role, int] | None = None,
     paused: bool = False,
@@ -127,9 +133,8 @@ def open_world(
         task: of the policy.
         n_exits: of the policy.
         note: which network acts, as a predecessor committed it, or None.
-        stream: identity of the event spool.
-        first: lowest event it holds.
-        last: newest event it ever gave.
+        streams: name -> identity, lowest event held and newest event ever given, of each stream of the event spool; the
+            most important first.
         now_s: monotonic seconds.
         adopted: pids of children that outlived a predecessor.
         paused: a person paused the training.
@@ -151,8 +156,10 @@ def open_world(
         task=config.teacher.task or task,
         n_exits=n_exits,
         children=open_children(roles(config), adopted or {}, now_s),
-        outbox=session.open_outbox(stream, first, last),
+        outboxes={name: session.open_outbox(*found) for name, found in streams.items()},
         started_s=now_s,
+        busy_s=now_s,
+        listened_s=now_s,
         networks=trial.open_networks(note, config.policy.bundle, now_s),
         paused=paused,
         governor=governor.open_governor(
@@ -199,11 +206,13 @@ def step(world: World, event: bus.Input, now_s: float) -> tuple[World, list[bus.
     effects: list[bus.Effect] = []
     match event:
         case bus.Sensed():
-            world = _allot(replace(world, governor=governor.sensed(world.governor, event, now_s)), now_s, effects)
+            children = excuse(world.children, event.waited_s)
+            sensed = governor.sensed(world.governor, event, now_s)
+            world = _allot(replace(world, governor=sensed, children=children), now_s, effects)
         case bus.Priced():
             world = replace(world, governor=governor.priced(world.governor, event))
         case bus.Spawned(role, pid) if role in world.children:
-            world = _set_child(world, role, pid=pid, connected=False, since_s=now_s)
+            world = replace(world, children=begin(world.children, role, now_s, pid=pid, connected=False))
         case bus.Connected(role, pid):
             world = _connected(world, role, pid, now_s, effects)
         case bus.Exited():
@@ -220,18 +229,20 @@ def step(world: World, event: bus.Input, now_s: float) -> tuple[World, list[bus.
             world = _asked(world, event, now_s, effects)
         case bus.LinkUp():
             world = replace(world, link_up=True, link_reason="", link_ups=world.link_ups + 1)
-            world = _outbox(_allot(world, now_s, effects), session.Up(), now_s, effects)
+            world = _outboxes(_allot(world, now_s, effects), session.Up(), now_s, effects)
         case bus.LinkDown(reason):
             world = replace(world, link_up=False, link_reason=reason)
-            world = _outbox(_allot(world, now_s, effects), session.Down(), now_s, effects)
+            world = _outboxes(_allot(world, now_s, effects), session.Down(), now_s, effects)
         case bus.Received():
             world = _received(world, event, now_s, effects)
-        case bus.Stored(first, last):
-            world = _outbox(world, session.Stored(first, last), now_s, effects)
-        case bus.Refused(seq):
-            world = _outbox(world, session.Refused(seq), now_s, effects)
+        case bus.Stored(stream, first, last):
+            world = _outboxes(world, session.Stored(first, last), now_s, effects, of=stream)
+        case bus.Refused(stream, seq):
+            world = _outboxes(world, session.Refused(seq), now_s, effects, of=stream)
         case bus.Tick() | bus.Spawned():
-            world = _outbox(world, session.Tick(), now_s, effects)
+            if isinstance(event, bus.Tick):
+                world = replace(world, listened_s=now_s if event.listened_s is None else event.listened_s)
+            world = _outboxes(world, session.Tick(), now_s, effects)
         case _:
             _unreachable(event)
     return _ensure_running(world, now_s, effects), effects
@@ -244,10 +255,6 @@ def _unreachable(event: NoReturn) -> NoReturn:
 
 def _count(world: World, name: str, by: int = 1) -> World:
     return msgspec.structs.replace(world, counters={**world.counters, name: world.counters.get(name, 0) + by})
-
-
-def _set_child(world: World, role: Role, **changes: object) -> World:
-    return msgspec.structs.replace(world, children=change(world.children, role, **changes))
 
 
 def _allot(world: World, now_s: float, effects: list[bus.Effect]) -> World:
@@ -303,15 +310,17 @@ def _train_ordered(world: World, order: TrainOrder, now_s: float, effects: list[
 OutboxEvent = session.Up | session.Down | session.Stored | session.Refused | session.Acked | session.Tick
 
 
-def _outbox(world: World, event: OutboxEvent, now_s: float, effects: list[bus.Effect]) -> World:
-    outbox, wanted = session.step_outbox(world.outbox, event, now_s)
-    world = msgspec.structs.replace(world, outbox=outbox)
-    for effect in wanted:
+def _outboxes(
+    world: World, event: OutboxEvent, now_s: float, effects: list[bus.Effect], *, of: str | None = None
+) -> World:
+    outboxes, wanted = session.step_streams(world.outboxes, event, now_s, of=of)
+    world = msgspec.structs.replace(world, outboxes=outboxes)
+    for stream, effect in wanted:
         match effect:
             case session.Send(after, up_to, first):
-                effects.append(bus.SendEvents(after, up_to, first))
+                effects.append(bus.SendEvents(stream, after, up_to, first))
             case session.Forget(up_to):
-                effects.append(bus.ForgetEvents(up_to))
+                effects.append(bus.ForgetEvents(stream, up_to))
             case session.Fault(name):
                 world = _count(world, name)
     return world
@@ -320,7 +329,8 @@ def _outbox(world: World, event: OutboxEvent, now_s: float, effects: list[bus.Ef
 def _connected(world: World, role: Role, pid: int, now_s: float, effects: list[bus.Effect]) -> World:
     if role not in world.children:
         return world
-    world = _set_child(world, role, pid=pid, connected=True, since_s=now_s, heard_s=now_s)
+    started = begin(world.children, role, now_s, pid=pid, connected=True, heard_s=now_s)
+    world = msgspec.structs.replace(world, children=started)
     if role != "world":
         _tell_budget(world, now_s, effects)
     if role == "trainer":
@@ -353,7 +363,7 @@ def _exited(world: World, event: bus.Exited, now_s: float, effects: list[bus.Eff
 def _heard(world: World, role: Role, told: Told, now_s: float, effects: list[bus.Effect]) -> World:
     replace = msgspec.structs.replace
     if role in world.children and isinstance(told, ActorReport | TrainerReport | ServiceReport):
-        world = _set_child(world, role, heard_s=now_s)
+        world = replace(world, children=heard(world.children, role, now_s))
     match told:
         case ActorReport():
             previous = world.actor
@@ -366,9 +376,11 @@ def _heard(world: World, role: Role, told: Told, now_s: float, effects: list[bus
             ready = world.ready or (told.acting and (on_demand or told.first_action_s is not None))
             progressed = on_demand or previous is None or previous.pid != told.pid or told.ticks > previous.ticks
             effects.append(bus.Notify(ready and not world.ready, progressed, _status_line(world)))
-            return replace(world, ready=ready)
+            busy = previous is None or previous.ticks != told.ticks
+            return replace(world, ready=ready, busy_s=now_s if busy else world.busy_s)
         case TrainerReport():
-            return replace(world, trainer=told)
+            busy = world.trainer is None or world.trainer.steps != told.steps
+            return replace(world, trainer=told, busy_s=now_s if busy else world.busy_s)
         case ServiceReport():
             return replace(world, services={**world.services, role: told})
         case Ask(ask_id, payload):
@@ -494,7 +506,7 @@ def _received(world: World, message: bus.Received, now_s: float, effects: list[b
             return _count(_count(world, "answers"), "answer-bytes", len(message.payload))
         if (topic.channel, topic.type) == ("cmd", "ack"):
             ack, _ = wire.decode(message.payload, wire.EventAck)
-            return _outbox(world, session.Acked(ack.stream, ack.up_to), now_s, effects)
+            return _outboxes(world, session.Acked(ack.stream, ack.up_to), now_s, effects)
         if (topic.channel, topic.type) == ("cmd", "exits"):
             return _ordered(world, message, now_s, effects)
         if (topic.channel, topic.type) == ("cmd", "goals"):
@@ -505,11 +517,31 @@ def _received(world: World, message: bus.Received, now_s: float, effects: list[b
 
 
 def _ensure_running(world: World, now_s: float, effects: list[bus.Effect]) -> World:
-    children, hung = ensure_running(world.children, now_s, effects)
+    children, hung = ensure_running(world.children, now_s, effects, world.listened_s)
     world = msgspec.structs.replace(world, children=children)
     for role in hung:
         world = _count(world, f"{role}-hung")
     return world
+
+
+def pace(world: World, now_s: float) -> float:
+    """How many times as long as usual may pass between two looks at the board, and between two reports of it.
+
+    Args:
+        world: the state.
+        now_s: monotonic seconds.
+
+    Returns:
+        At least 1.
+
+    Raises:
+        nothing.
+    Source:
+        ours: on a battery a device that nobody asks should sleep; no reading may become stale for it.
+    """
+    govern = world.config.govern
+    quiet = now_s - world.busy_s >= QUIET_S and world.ready
+    return max(1.0, min(QUIET_PACE, govern.stale_s / 3 / govern.period_s)) if quiet else 1.0
 
 
 def wake_s(world: World, now_s: float) -> float:
@@ -520,17 +552,15 @@ def wake_s(world: World, now_s: float) -> float:
         now_s: monotonic seconds.
 
     Returns:
-        Monotonic seconds, at most one second ahead.
+        Monotonic seconds, at most one second ahead, a little more while nothing moves.
 
     Raises:
         nothing.
     Source:
         ours: hung children are found by looking.
     """
-    times = [now_s + 1.0]
-    if world.outbox.wake_s is not None:
-        times.append(world.outbox.wake_s)
-    return max(now_s, min(times + wake_times_s(world.children)))
+    due = [box.wake_s for box in world.outboxes.values() if box.wake_s is not None]
+    return max(now_s, min([now_s + pace(world, now_s), *due, *wake_times_s(world.children)]))
 
 
 def _status_line(world: World) -> str:

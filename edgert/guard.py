@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from edgert import bus, control, device, wire
+from edgert import bus, control, device, placing, wire
 from edgert.config import Config
 from edgert.device import Device
 from edgert.errors import MessageError
@@ -383,7 +383,7 @@ def _not_now(guard: Guard, told: Candidate) -> list[bus.Effect]:
 def _for_trainer(effect: bus.Effect) -> bus.Effect:
     """The trainer hears which network acts, but not the fate of one that it did not make: it would learn from it."""
     match effect:
-        case bus.Tell("trainer", Outcome(acting, generation)) if generation >= update.GENERATIONS:
+        case bus.Tell("trainer", Outcome(acting, generation)) if generation >= placing.GENERATIONS:
             return bus.Tell("trainer", Outcome(acting))
         case _:
             return effect

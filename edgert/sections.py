@@ -22,6 +22,19 @@ class OffloadVariant(msgspec.Struct, frozen=True, kw_only=True):
     local: bool = True
 
 
+LearnerName = Literal[
+    "hybrid",
+    "structured",
+    "linucb",
+    "thompson",
+    "dqn",
+    "branching-dqn",
+    "joint-table",
+    "user-tables",
+    "drift-plus-penalty",
+]
+
+
 class Offload(msgspec.Struct, frozen=True, kw_only=True):
     """Where an inference runs, and with which model.
 
@@ -32,6 +45,7 @@ class Offload(msgspec.Struct, frozen=True, kw_only=True):
         accuracy_frac: Accuracy that every answer must have, 0 to 1, unless a program asks for another.
         deadline_s: Seconds within which a request is answered, unless a program says another.
         minimise: What is made small: the time to the answer, or the energy it takes.
+        learner: What learns where to run them; all but hybrid are there to compare with.
         max_bytes_per_s: Bytes a second to edge and cloud, both ways; [govern] lowers it. 0 means none is sent.
         burst_bytes: Bytes that may be sent at once after a silence.
         core_w: Watts that one busy core adds, to compare energies; `edgert board show` may know.
@@ -45,6 +59,7 @@ class Offload(msgspec.Struct, frozen=True, kw_only=True):
     accuracy_frac: Share = 0.0
     deadline_s: Annotated[float, Meta(gt=0, le=600)] = 1.0
     minimise: Literal["time", "energy"] = "time"
+    learner: LearnerName = "hybrid"
     max_bytes_per_s: Annotated[float, Meta(ge=0, le=1_000_000_000)] = 1_000_000.0
     burst_bytes: Annotated[int, Meta(ge=0, le=1 << 30)] = 4_000_000
     core_w: Annotated[float, Meta(gt=0, le=1000)] = 1.5
@@ -80,7 +95,7 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
         memory_bytes: Resident bytes that jobs may hold here.
         link_bytes_per_s: Bytes a second that jobs may move over the link here, both ways.
         watts_per_core: Watts that a busy core draws above idle; 0 means unknown.
-        window_s: Seconds for which a shield collects proposals before it judges them together.
+        window_s: Seconds between two judgements of a shield, which judges together what was proposed meanwhile.
         lease_s: Seconds after which what nobody renews is given up.
         stall_s: Seconds without progress after which a job is placed anew.
     """

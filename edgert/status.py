@@ -39,7 +39,7 @@ def document(world: World, now_s: float) -> dict[str, object]:
             "reason": world.link_reason,
             "ups": world.link_ups,
             "rtt_s": readings.link_rtt_s.value,
-            "events_waiting": world.outbox.last - world.outbox.floor,
+            "events_waiting": sum(box.last - box.floor for box in world.outboxes.values()),
         },
         "board": {
             "load_frac": readings.load_frac.value,

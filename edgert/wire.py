@@ -33,6 +33,7 @@ from edgert.placing import PlaceGone as PlaceGone
 from edgert.placing import PlaceJob as PlaceJob
 from edgert.placing import PlaceState as PlaceState
 from edgert.placing import PlaceSubmit as PlaceSubmit
+from edgert.placing import PlaceTake as PlaceTake
 from edgert.placing import PlaceWork as PlaceWork
 from edgert.placing import Placing as Placing
 
@@ -152,7 +153,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag="
     """Something that must not be lost: kept on the device's disk until a collector acknowledges it.
 
     Attributes:
-        stream: identity of the device's store; a store that was lost starts a new stream, whose numbers begin again.
+        stream: identity of one of the device's streams of events, which are received each by itself; a store that was
+            lost starts new ones, whose numbers begin again.
         seq: counts from 1 and never repeats within a stream.
         first: lowest number the device can still send.
         at_s: seconds since the Unix epoch, by the device's clock.
@@ -412,6 +414,7 @@ Message = (
     | PlaceJob
     | PlaceState
     | PlaceSubmit
+    | PlaceTake
     | PlaceWork
     | Placing
 )
@@ -447,6 +450,7 @@ M = TypeVar(
     PlaceJob,
     PlaceState,
     PlaceSubmit,
+    PlaceTake,
     PlaceWork,
     Placing,
 )

@@ -51,7 +51,9 @@ CONFIG = config.parse(
 
 
 def fresh(now_s: float = 0.0) -> World:
-    return control.open_world(CONFIG, task="breakout", n_exits=3, note=None, stream="s", first=1, last=0, now_s=now_s)
+    return control.open_world(
+        CONFIG, task="breakout", n_exits=3, note=None, streams={"events": ("s", 1, 0)}, now_s=now_s
+    )
 
 
 def report(**changes: object) -> ActorReport:
@@ -205,11 +207,11 @@ def test_a_question_carries_where_its_answer_belongs_and_the_answer_finds_back()
 
 
 def test_events_are_kept_until_a_collector_has_them() -> None:
-    world, effects = control.step(started(), bus.Stored(1, 2), 1.0)
-    assert of(effects, bus.SendEvents) == [bus.SendEvents(0, 2, 1)]
+    world, effects = control.step(started(), bus.Stored("events", 1, 2), 1.0)
+    assert of(effects, bus.SendEvents) == [bus.SendEvents("events", 0, 2, 1)]
     ack = bus.Received("edgert/v1/default/d1/cmd/ack/-", wire.encode(wire.EventAck(stream="s", up_to=2)), None)
     _, effects = control.step(world, ack, 2.0)
-    assert of(effects, bus.ForgetEvents) == [bus.ForgetEvents(2)]
+    assert of(effects, bus.ForgetEvents) == [bus.ForgetEvents("events", 2)]
 
 
 def test_the_budget_reaches_both_and_its_change_is_an_event() -> None:
@@ -234,10 +236,10 @@ def test_a_trainer_report_shows_in_the_status() -> None:
 
 
 def test_an_adopted_outbox_sends_again_what_nobody_acknowledged() -> None:
-    world = control.open_world(CONFIG, task="t", n_exits=1, note=None, stream="s", first=3, last=5, now_s=0.0)
-    assert world.outbox.phase is session.OutboxPhase.OFFLINE
+    world = control.open_world(CONFIG, task="t", n_exits=1, note=None, streams={"events": ("s", 3, 5)}, now_s=0.0)
+    assert world.outboxes["events"].phase is session.OutboxPhase.OFFLINE
     _, effects = control.step(world, bus.LinkUp(), 1.0)
-    assert of(effects, bus.SendEvents) == [bus.SendEvents(2, 5, 3)]
+    assert of(effects, bus.SendEvents) == [bus.SendEvents("events", 2, 5, 3)]
     assert world.children["actor"] == Child(since_s=0.0)
 
 
@@ -247,9 +249,7 @@ def test_what_outlived_a_predecessor_is_not_started_again() -> None:
         task="t",
         n_exits=1,
         note=None,
-        stream="s",
-        first=1,
-        last=0,
+        streams={"events": ("s", 1, 0)},
         now_s=0.0,
         adopted={"actor": 7, "world": 5},
     )
@@ -509,7 +509,7 @@ def test_pausing_takes_the_budget_of_training_and_outlives_a_restart() -> None:
     world, effects = control.step(world, bus.TrainOrdered(TrainOrder("c", "resume")), 4.0)
     assert world.budget is not None and world.budget.train_steps_hz > 0 and bus.Pause(False) in effects
     again = control.open_world(
-        CONFIG, task="t", n_exits=3, note=None, stream="s", first=1, last=0, now_s=0.0, paused=True
+        CONFIG, task="t", n_exits=3, note=None, streams={"events": ("s", 1, 0)}, now_s=0.0, paused=True
     )
     again, _ = control.step(again, cool, 1.0)
     assert again.budget is not None and again.budget.train_steps_hz == 0
@@ -566,3 +566,27 @@ def test_the_prices_of_a_new_network_are_asked_for_and_taken() -> None:
     assert of(effects, bus.Price) == [bus.Price(swap)]
     world, _ = feed(world, (2.0, bus.Priced(swap, unknown(3, 7.0))))
     assert world.governor.prices.rate_hz == 7.0
+
+
+def test_a_device_that_nobody_asks_looks_more_seldom_and_at_once_again_when_somebody_does() -> None:
+    world = msgspec.structs.replace(started(), ready=True)
+    world, _ = control.step(world, bus.Heard("actor", report(ticks=7)), 100.0)
+    assert control.pace(world, 100.0 + control.QUIET_S - 0.1) == 1.0
+    world, _ = control.step(world, bus.Heard("actor", report(ticks=7)), 101.0)
+    assert control.pace(world, 100.0 + control.QUIET_S) == control.QUIET_PACE
+    assert control.wake_s(world, 120.0) <= 120.0 + control.QUIET_PACE < 120.0 + children.HANG_S
+    world, _ = control.step(world, bus.Heard("actor", report(ticks=8)), 120.0)
+    assert control.pace(world, 120.0) == 1.0
+    govern = msgspec.structs.replace(world.config.govern, period_s=10.0)  # no reading may become stale for it
+    config = msgspec.structs.replace(world.config, govern=govern)
+    assert control.pace(msgspec.structs.replace(world, config=config), 500.0) == 1.0
+
+
+def test_a_supervisor_that_was_held_up_listens_before_it_kills() -> None:
+    world, _ = control.step(started(), bus.Heard("actor", report()), 20.0)
+    late_s = 20.0 + 10 * children.HANG_S  # a disk took so long
+    for event in (bus.Sensed(Readings()), bus.Tick(20.5)):
+        world, effects = control.step(world, event, late_s)
+        assert of(effects, bus.Kill) == []
+    _, effects = control.step(world, bus.Tick(late_s), late_s)
+    assert bus.Kill("actor", 11) in of(effects, bus.Kill)

@@ -21,7 +21,7 @@ class Device:
         learn = msgspec.structs.replace(CONFIG.learn, gated=gated)
         self.world: World = control.open_world(
             msgspec.structs.replace(CONFIG, learn=learn),
-            task="t", n_exits=3, note=note, stream="s", first=1, last=0, now_s=0.0,
+            task="t", n_exits=3, note=note, streams={"events": ("s", 1, 0)}, now_s=0.0,
         )  # fmt: skip
         self.now_s, self.pid = 0.0, 11
         self.outcomes: list[Outcome] = []

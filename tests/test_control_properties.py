@@ -120,6 +120,7 @@ told: st.SearchStrategy[Told] = st.one_of(
 )
 numbers = st.integers(0, 3)  # of programs; none is 0
 question = wire.encode(wire.KnowAsk(task="t", obs_shape=(1, 1, 1), n_actions=2, count=1, codec=1, data=b"x"))
+streams = st.sampled_from(["events", "notices", "unknown"])
 roles = st.sampled_from(["actor", "trainer", "world", "client"])
 inputs: st.SearchStrategy[Input] = st.one_of(
     st.builds(bus.Spawned, role=roles, pid=st.integers(1, 99)),
@@ -135,8 +136,8 @@ inputs: st.SearchStrategy[Input] = st.one_of(
         correlation=st.one_of(st.none(), st.binary(max_size=9), numbers.map(lambda n: n.to_bytes(8, "big") + bytes(8))),
         retained=st.booleans(),
     ),
-    st.integers(0, 20).flatmap(lambda n: st.just(bus.Stored(1, n))),
-    st.builds(bus.Refused, seq=st.integers(0, 30)),
+    st.builds(bus.Stored, stream=streams, first=st.just(1), last=st.integers(0, 20)),
+    st.builds(bus.Refused, stream=streams, seq=st.integers(0, 30)),
     st.builds(
         bus.Sensed,
         readings=st.just(Readings()),
@@ -161,13 +162,15 @@ inputs: st.SearchStrategy[Input] = st.one_of(
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 30), inputs), max_size=40))
 def test_nothing_that_happens_breaks_it(history: list[tuple[float, Input]]) -> None:
-    world = control.open_world(CONFIG, task="t", n_exits=3, note=None, stream="s", first=1, last=0, now_s=0.0)
+    world = control.open_world(
+        CONFIG, task="t", n_exits=3, note=None, streams={"events": ("s", 1, 0), "notices": ("t", 1, 3)}, now_s=0.0
+    )
     now_s = 0.0
     for wait_s, event in history:
         now_s += wait_s
         world, effects = control.step(world, event, now_s)
         starts = [effect.role for effect in effects if isinstance(effect, bus.Start)]
         assert len(starts) == len(set(starts))
-        assert now_s <= control.wake_s(world, now_s) <= now_s + 1.0
+        assert now_s <= control.wake_s(world, now_s) <= now_s + control.QUIET_PACE
         assert set(world.children) == {"world", "actor", "trainer"}
         document(world, now_s)

@@ -37,7 +37,7 @@ class Shell:
     def open(self, found: dict[str, Found]) -> None:
         self.seen: list[bus.Effect] = []
         world = control.open_world(
-            CONFIG, task="breakout", n_exits=3, note=None, stream="s", first=1, last=0, now_s=self.now_s
+            CONFIG, task="breakout", n_exits=3, note=None, streams={"events": ("s", 1, 0)}, now_s=self.now_s
         )
         self.device, effects = device.open_device(world, self.jobs, self.marks, self.facts, found, self.now_s)
         self.perform(effects)

@@ -89,7 +89,7 @@ class Rig:
 
     def boot(self) -> None:
         world = control.open_world(
-            CONFIG, task="t", n_exits=2, note=None, stream="s", first=1, last=0, now_s=self.now_s
+            CONFIG, task="t", n_exits=2, note=None, streams={"events": ("s", 1, 0)}, now_s=self.now_s
         )
         device, effects = devices.open_device(world, self.jobs, {}, {}, {}, self.now_s)
         state, faults = policies.open_policies(

@@ -19,7 +19,7 @@ TOLD = TrainerReport(
 
 def world(text: str = TEXT, note: Note | None = None) -> World:
     made = control.open_world(
-        config.parse(text, "x"), task="t", n_exits=3, note=note, stream="s", first=1, last=0, now_s=0.0
+        config.parse(text, "x"), task="t", n_exits=3, note=note, streams={"events": ("s", 1, 0)}, now_s=0.0
     )
     for event in (bus.Tick(), bus.Spawned("trainer", 1), bus.Connected("trainer", 1), bus.Heard("trainer", TOLD)):
         made, _ = control.step(made, event, 1.0)

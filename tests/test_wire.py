@@ -62,6 +62,7 @@ VECTORS: dict[str, wire.Message] = {
     "place-submit": wire.PlaceSubmit(
         id="j1", steps=300, batch=64, checkpoint_steps=50, split="layers", hyper={"learning_rate": 0.5}, due_s=60.0
     ),
+    "place-take": wire.PlaceTake(id="j1"),
     "place-work": wire.PlaceWork(
         job="j1",
         attempt=2,
@@ -149,6 +150,7 @@ SCHEMAS = (
     wire.PolicyReport,
     wire.Placing,
     wire.PlaceSubmit,
+    wire.PlaceTake,
     wire.PlaceWork,
     wire.PlaceGo,
     wire.PlaceState,
@@ -260,6 +262,7 @@ MESSAGES = st.one_of(
         cpu_frac=st.none() | st.floats(0, 1),
     ),
     st.builds(wire.Placing, body=DOCUMENTS),
+    st.builds(wire.PlaceTake, id=st.just("j1")),
     st.builds(wire.PlaceSubmit, id=st.just("j1"), steps=st.integers(1, 99), hyper=st.just({"gamma": 0.5})),
     st.builds(
         wire.PlaceWork,

@@ -50,11 +50,15 @@ def ca(argv: list[str]) -> int:
         certificate, key = held.issue(role, args.name, days=args.days, now=now)
         print(f"{certificate}, {key}: valid for {args.days} days")
         if role == "device":
-            print("on the device, readable for its service alone:")
-            print(f'  [broker]\n  url = "mqtts://..."\n  ca_file = "devices.pem"\n  cert_file = "{certificate.name}"')
-            print(f'  key_file = "{key.name}"')
+            print("on the device, with these two and devices.pem readable for its service alone:")
+            print(
+                f'  [device]\n  id = "{args.name}"\n  fleet = "{held.fleet()}"\n  [broker]\n  url = "{held.url(role)}"'
+            )
+            print(f'  ca_file = "devices.pem"\n  cert_file = "{certificate.name}"\n  key_file = "{key.name}"')
         else:
-            print("the broker reads its access list anew at SIGHUP")
+            print("the broker reads its access list anew at SIGHUP; then")
+            where = f"{held.url(role)}?ca={args.folder / 'devices.pem'}&cert={certificate}&key={key}"
+            print(f"  edgert fleet status --fleet {held.fleet()} --broker '{where}'")
     elif args.verb == "renew":
         path = held.renew(role, args.name, days=args.days, now=now)
         print(f"{path}: valid for {args.days} days more, for the same key")

@@ -29,8 +29,8 @@ from edgert.errors import ConfigError, EdgertError
 from edgert.ports.credentials import credential, read_secret
 from edgert.ports.process import Layout, load_config
 from edgert.ports.redact import redacted
-from edgert.ports.spool import Spool
 from edgert.ports.store import write_atomic
+from edgert.programs.events import opened
 
 EVENTS, JOURNAL_LINES = 500, 2000
 MEMBER_BYTES = 4 << 20
@@ -147,16 +147,23 @@ def _events(layout: Layout) -> str:
     with tempfile.TemporaryDirectory() as name:
         for path in layout.spool.parent.glob(layout.spool.name + "*"):
             shutil.copyfile(path, Path(name) / path.name)
-        with Spool(Path(name) / layout.spool.name, 1 << 40) as spool:
-            stored = spool.peek(max(0, spool.last_seq - EVENTS), EVENTS)
-    lines = []
-    for seq, payload in stored:
-        try:
-            event = cbor2.loads(payload) if payload else "gave way to others"
-            lines.append(json.dumps({"seq": seq, "event": event}, default=str))
-        except wire.UNREADABLE as error:
-            lines.append(json.dumps({"seq": seq, "event": f"cannot be read: {error}"}))
-    return "\n".join(lines)
+        with opened(Path(name) / layout.spool.name) as spool:
+            newest = {
+                stream: spool.peek(stream, max(0, each.last_seq - EVENTS), EVENTS)
+                for stream, each in spool.streams.items()
+            }
+    return "\n".join(
+        json.dumps({"stream": stream, "seq": seq, "event": _event(payload)}, default=str)
+        for stream, rows in newest.items()
+        for seq, payload in rows
+    )
+
+
+def _event(payload: bytes) -> object:
+    try:
+        return cbor2.loads(payload)
+    except wire.UNREADABLE as error:
+        return f"cannot be read: {error}"
 
 
 def _journal(unit: str) -> str:

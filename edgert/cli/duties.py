@@ -27,6 +27,8 @@ from edgert.ports.store import store_error
 VERBS = ("twin", "job", "schedule", "drain")
 ENDS = frozenset(state.value for state in ledger.ENDS)
 WAITS = ("received",)
+RESULT_LETTERS = 200
+"""Of each thing that came of a job, for people: a measurement has thousands."""
 
 
 def add(verbs: Any) -> list[argparse.ArgumentParser]:
@@ -51,12 +53,14 @@ def add(verbs: Any) -> list[argparse.ArgumentParser]:
     twins = group("twin", "what a device should be, and what it is")
     verb(twins, "get", "what is wished, what is in force, and what is refused")
     setting = verb(twins, "set", "change wishes; they hold until they are changed again")
-    setting.add_argument("setting", nargs="*", metavar="name=value", help="TOML, such as 'labels.site=\"north\"'")
-    setting.add_argument("--unset", nargs="+", default=[], metavar="NAME", help="leave it to the configuration again")
+    setting.add_argument("setting", nargs="*", metavar="name=value", help="such as labels.site=north")
+    setting.add_argument(
+        "--unset", nargs="+", action="extend", default=[], metavar="NAME", help="leave it to the configuration again"
+    )
     jobs = group("job", "something to do once, however often it is said")
     start = verb(jobs, "start", "have a device do something")
     start.add_argument("kind", choices=[kind.value for kind in Kind])
-    start.add_argument("--arg", nargs="+", default=[], metavar="name=value", help="TOML, such as for_s=600")
+    start.add_argument("--arg", nargs="+", action="extend", default=[], metavar="name=value", help="such as for_s=600")
     start.add_argument("--bundle", type=Path, metavar="FILE", help="of `update`: put where devices find it, and meant")
     start.add_argument("--release", type=int, metavar="N", help="of a bundle that nobody signed (the time)")
     start.set_defaults(offer=None)
@@ -72,7 +76,7 @@ def add(verbs: Any) -> list[argparse.ArgumentParser]:
     adding = verb(schedules, "add", "add a schedule, or replace the one of this name")
     adding.add_argument("name")
     adding.add_argument("kind", choices=[kind.value for kind in Kind])
-    adding.add_argument("--arg", nargs="+", default=[], metavar="name=value", help="of the jobs, TOML")
+    adding.add_argument("--arg", nargs="+", action="extend", default=[], metavar="name=value", help="of the jobs")
     adding.add_argument("--bundle", type=Path, metavar="FILE", help="of `update`: put where devices find it, and meant")
     adding.add_argument("--release", type=int, metavar="N", help="of a bundle that nobody signed (the time)")
     adding.set_defaults(offer=None)
@@ -305,8 +309,12 @@ def _show_twin(args: argparse.Namespace, desired: wire.TwinDesired | None, repor
 def _show_job(args: argparse.Namespace, state: wire.JobState | None, good: set[str] | None) -> int:
     if state is None:
         return shown(args, {}, "no such job", NOTHING_TO_DO)
-    words = clean(f"{state.id} {state.kind or '-'}: {state.state}{f', {state.why}' if state.why else ''}") + (
-        f"\n{json.dumps(state.result, default=str)}" if state.result else ""
+    result = [f"  {name}: {json.dumps(value, default=str)}" for name, value in state.result.items()]
+    words = "\n".join(
+        [
+            clean(f"{state.id} {state.kind or '-'}: {state.state}{f', {state.why}' if state.why else ''}"),
+            *(line if len(line) <= RESULT_LETTERS else f"{line[:RESULT_LETTERS]}… (--json)" for line in result),
+        ]
     )
     return shown(args, msgspec.to_builtins(state), words, OK if good is None or state.state in good else ERROR)
 

@@ -58,9 +58,13 @@ def export(argv: list[str]) -> int:
             otlp = Otlp(args.fleet, args.otlp, args.every_s)
             stack.callback(otlp.close)
             shows.append(otlp.show)
-        seen = stack.enter_context(Onlooker(args.broker, args.fleet, patience_s=args.timeout_s))
+        will = (homeassistant.topic(args.fleet, homeassistant.EXPORTER, "availability"), homeassistant.OFFLINE)
+        seen = stack.enter_context(
+            Onlooker(args.broker, args.fleet, patience_s=args.timeout_s, will=will if args.home_assistant else None)
+        )
         if args.home_assistant:
             shows.append(_Home(seen, args.fleet, args.home_assistant).show)
+            stack.callback(seen.say, *will)  # a broker forgets the will of who leaves in good order
         _run(args, seen, events, telemetry, shows)
         return OK if seen.entries else NOTHING_TO_DO
 
@@ -108,7 +112,11 @@ class _Events:
         self._file, self._acknowledge = Rows(path, EVENT, noted=acknowledge), acknowledge
         self._collectors: dict[str, Collector] = dict(self._file.collectors)
         self._rows: list[Row] = []
-        self._acks: dict[str, wire.EventAck] = {}
+        self._acks = {
+            (device, stream): wanted - 1
+            for device, collector in self._collectors.items()
+            for stream, wanted in collector.streams.items()
+        }
 
     def take(self, device: str, event: wire.Event) -> None:
         """One came, perhaps again."""
@@ -121,7 +129,7 @@ class _Events:
         self._collectors[device] = collector
         if deliver:
             self._rows.append({"device": device, **{name: getattr(event, name) for name in EVENT[1:]}})
-        self._acks[device] = wire.EventAck(stream=event.stream, up_to=ack)
+        self._acks[device, event.stream] = ack
 
     def settle(self, seen: Onlooker) -> None:
         """Put on the disk what came, and then say that it is there."""
@@ -129,8 +137,8 @@ class _Events:
             self._file.append(self._rows, {row["device"]: self._collectors[row["device"]] for row in self._rows})
             self._rows.clear()
         if self._acknowledge:
-            for device, ack in self._acks.items():
-                seen.publish(device, "cmd", "ack", wire.encode(ack))
+            for (device, stream), up_to in self._acks.items():
+                seen.publish(device, "cmd", "ack", wire.encode(wire.EventAck(stream=stream, up_to=up_to)))
         self._acks.clear()
 
     def close(self) -> None:
@@ -151,11 +159,13 @@ class _Home:
         if self._links != self._seen.links:
             self._links = self._seen.links
             self._said.clear()
+        told = {homeassistant.topic(self._fleet, homeassistant.EXPORTER, "availability"): homeassistant.ONLINE}
         for row in rows:
-            told = {**homeassistant.discovery(self._fleet, row, self._prefix), **homeassistant.values(self._fleet, row)}
-            for topic, payload in told.items():
-                if self._said.get(topic) != payload and self._seen.say(topic, payload):
-                    self._said[topic] = payload
+            told |= homeassistant.discovery(self._fleet, row, self._prefix)
+            told |= homeassistant.values(self._fleet, row)
+        for topic, payload in told.items():
+            if self._said.get(topic) != payload and self._seen.say(topic, payload):
+                self._said[topic] = payload
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

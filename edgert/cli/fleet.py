@@ -192,8 +192,10 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     logs.add_argument("--lines", type=int, default=50, help="at most (50)")
     for verb in (exits, goals, logs, *duties.add(verbs)):
-        verb.add_argument("--device", nargs="+", help="by name")
-        verb.add_argument("--label", nargs="+", metavar="NAME[=VALUE]", help="every device that has one of these")
+        verb.add_argument("--device", nargs="+", action="extend", help="by name")
+        verb.add_argument(
+            "--label", nargs="+", action="extend", metavar="NAME[=VALUE]", help="every device that has one of these"
+        )
         verb.add_argument("--fleet", default="default", help="(default)")
         verb.add_argument("--broker", required=True, help="mqtt://host[:1883] or mqtts://host[:8883][?ca=FILE&...]")
         verb.add_argument("--timeout-s", type=float, default=10.0, help="patience (10)")

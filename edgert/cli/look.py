@@ -114,8 +114,7 @@ def _text(value: object) -> str:
 def watch(argv: list[str]) -> int:
     """Print what happens as it happens, until Ctrl-C.
 
-    Events come again until a collector holds them (`edgert fleet export --acknowledge` is one); without any, devices
-    send only their oldest. None is printed twice.
+    Events come again until a collector holds them (`edgert fleet export --acknowledge` is one); none is printed twice.
 
     Returns:
         0.
@@ -127,7 +126,7 @@ def watch(argv: list[str]) -> int:
     args = _parse("watch", "What happens, as it happens, a line each.", argv, for_s=0.0)
     end_s = time.monotonic() + args.for_s if args.for_s else None
     states: dict[str, str] = {}
-    told: dict[str, tuple[str, int]] = {}
+    told: dict[tuple[str, str], set[int]] = {}
     with Onlooker(args.broker, args.fleet, patience_s=args.timeout_s) as seen:
         seen.gather()
         while end_s is None or time.monotonic() < end_s:
@@ -144,14 +143,14 @@ def watch(argv: list[str]) -> int:
     return OK
 
 
-def _happened(heard: Heard, told: dict[str, tuple[str, int]]) -> dict[str, object]:
+def _happened(heard: Heard, told: dict[tuple[str, str], set[int]]) -> dict[str, object]:
     """What is worth a line; empty where nothing is."""
     match heard.said:
-        case wire.Event(stream=stream, seq=seq) as event:
-            former = told.get(heard.device)
-            if former is not None and former[0] == stream and seq <= former[1]:
+        case wire.Event(stream=stream, first=first, seq=seq) as event:
+            former = told.get((heard.device, stream), set())
+            told[heard.device, stream] = {each for each in former if each >= first} | {seq}  # others never come again
+            if seq in former:
                 return {}
-            told[heard.device] = stream, seq
             return {"what": "event", "name": event.name, "at_s": event.at_s, "detail": event.detail}
         case wire.JobState() as job:
             return {"what": "job", "id": job.id, "kind": job.kind, "state": job.state, "why": job.why}

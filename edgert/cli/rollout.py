@@ -98,7 +98,7 @@ def keys(argv: list[str]) -> int:
     _common_options(parser)
     args = parser.parse_args(argv)
     with contextlib.closing(_operator(args)) as operator:
-        print(f"{operator.publish_keys()} lists of keys are published to fleet {args.fleet}")
+        print(f"lists of keys published to fleet {args.fleet}: {operator.publish_keys()}")
     return OK
 
 
@@ -202,9 +202,15 @@ def _status(args: argparse.Namespace) -> int:
 
 def _bundle_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, metavar="BUNDLE")
-    parser.add_argument("--to", nargs="+", metavar="WHOM", help="devices by name, label:NAME, or * (all of the fleet)")
+    whom = "devices by name, label:NAME, or * (all of the fleet)"
+    parser.add_argument("--to", "--device", nargs="+", action="extend", metavar="WHOM", help=whom)
     parser.add_argument(
-        "--label", nargs="+", default=[], metavar="NAME[=VALUE]", help="every device that has one of these"
+        "--label",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME[=VALUE]",
+        help="every device that has one of these",
     )
     parser.add_argument("--release", type=int, metavar="N", help="of a bundle that nobody signed (the time)")
     parser.add_argument("--url", default="", help="where devices can have it over HTTP, with ranges")

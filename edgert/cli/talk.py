@@ -261,15 +261,24 @@ def edit(args: argparse.Namespace, talk: Talk, change: Callable[[dict[str, objec
 
 
 def read_toml(pairs: list[str], what: str) -> dict[str, Any]:
-    """Names and values as in a configuration file.
+    """Names and values as in a configuration file; what is none of its values is text, also without quotes.
 
     Raises:
         ConfigError: they are none.
     """
     try:
-        return tomllib.loads("\n".join(pairs))
+        return tomllib.loads("\n".join(_quoted(pair) for pair in pairs))
     except ValueError as error:
-        raise ConfigError(f"{what}: {error}; write name=value as in TOML, text in quotes") from error
+        raise ConfigError(f"{what}: {error}; write name=value, such as labels.site=north") from error
+
+
+def _quoted(pair: str) -> str:
+    name, sign, value = pair.partition("=")
+    try:
+        tomllib.loads(f"x={value}")
+    except ValueError:
+        return f"{name}{sign}{json.dumps(value.strip())}" if sign and value.strip().isprintable() else pair
+    return pair
 
 
 def named(name: str) -> str:

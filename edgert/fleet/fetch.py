@@ -24,6 +24,8 @@ from edgert.offers import Arrived, Ask, Keep, Kept, Leave
 
 HASH_BYTES = 16
 """Of each chunk's SHA-256, in an offer: 128 bits, and the whole file's hash stands behind them."""
+NAME_DIGITS = 16
+"""Of the file's SHA-256, in the name of a chunk: it tells files apart, and the hashes say which is the right one."""
 CHUNK_BYTES = 32 << 10
 """With some 400 bytes for asking and wrapping, 1.2 % more than the file."""
 BUDGET_FRAC = 1.02
@@ -217,7 +219,7 @@ def topic(fleet: str, sha256: str, index: int) -> str:
     Source:
         ours: content-addressed, so that publishing it twice changes nothing.
     """
-    return str(wire.Topic(fleet, "-", "policy", "chunk", f"{sha256[:32]}.{index}"))
+    return str(wire.Topic(fleet, "-", "policy", "chunk", f"{sha256[:NAME_DIGITS]}.{index}"))
 
 
 def index_of(topic_id: str, offer: wire.PolicyOffer) -> int | None:
@@ -236,7 +238,7 @@ def index_of(topic_id: str, offer: wire.PolicyOffer) -> int | None:
         ours, see `topic`.
     """
     name, _, number = topic_id.rpartition(".")
-    if name != offer.sha256[:32] or not number.isdecimal() or len(number) > 6 or int(number) >= count(offer):
+    if name != offer.sha256[:NAME_DIGITS] or not number.isdecimal() or len(number) > 6 or int(number) >= count(offer):
         return None
     return int(number)
 

@@ -12,6 +12,9 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 PREFIX = "homeassistant"
+EXPORTER = "-"
+"""In the place of a device: whoever passes all this on. No device has this name."""
+ONLINE, OFFLINE = b"online", b"offline"
 
 
 class Sensor(NamedTuple):
@@ -51,7 +54,7 @@ def topic(fleet: str, device: str, kind: str) -> str:
 
     Args:
         fleet: whose.
-        device: of the fleet.
+        device: of the fleet, or `EXPORTER`.
         kind: `state` or `availability`.
 
     Returns:
@@ -99,7 +102,8 @@ def discovery(fleet: str, row: Mapping[str, object], prefix: str = PREFIX) -> di
             "unique_id": f"{node}-{name}",
             "state_topic": topic(fleet, device, "state"),
             "value_template": "{{ value_json." + name + " }}",
-            "availability_topic": topic(fleet, device, "availability"),
+            "availability": [{"topic": topic(fleet, each, "availability")} for each in (device, EXPORTER)],
+            "availability_mode": "all",
             "device": about,
             "origin": {"name": "edgert"},
         }
@@ -124,7 +128,7 @@ def values(fleet: str, row: Mapping[str, object]) -> dict[str, bytes]:
     Raises:
         nothing.
     Source:
-        Home Assistant, MQTT sensor: `value_template`, `availability_topic` with `online` and `offline`.
+        Home Assistant, MQTT sensor: `value_template`, and `availability` with `online` and `offline`.
     """
     device = str(row["device"])
     said: dict[str, object] = {}
@@ -134,5 +138,5 @@ def values(fleet: str, row: Mapping[str, object]) -> dict[str, bytes]:
             said[name] = round(sensor.scale * value, 4)
         elif value is not None:
             said[name] = value
-    there = b"online" if row["state"] == "online" else b"offline"
+    there = ONLINE if row["state"] == "online" else OFFLINE
     return {topic(fleet, device, "state"): json.dumps(said).encode(), topic(fleet, device, "availability"): there}

@@ -135,8 +135,41 @@ def subscriptions(config: Config) -> list[str]:
     Source:
         ours: an offer lies under the device it is for, so that what a label means is decided when it is given out.
     """
-    fleet, device = config.device.fleet, config.device.id
-    return [str(wire.Topic(fleet, device, "policy", "offer")), str(wire.Topic(fleet, "-", "policy", "keys", "+"))]
+    return [offer_topic(config), str(wire.Topic(config.device.fleet, "-", "policy", "keys", "+"))]
+
+
+def offer_topic(config: Config) -> str:
+    """Where offers for a device lie, retained.
+
+    Args:
+        config: of the device.
+
+    Returns:
+        The topic.
+
+    Raises:
+        Nothing.
+    Source:
+        ours.
+    """
+    return str(wire.Topic(config.device.fleet, config.device.id, "policy", "offer"))
+
+
+def offer_known(policies: Policies) -> bool:
+    """Whether the broker need not say again which offer it keeps.
+
+    Args:
+        policies: the state.
+
+    Returns:
+        True while a policy is fetched, over as many connections as that takes: a newer offer would wait in the session.
+
+    Raises:
+        Nothing.
+    Source:
+        ours: at any other time the offer is heard again with each connection, which mends whatever went wrong before.
+    """
+    return policies.updates.noted and policies.updates.document.stage == "fetching"
 
 
 def report_topic(policies: Policies) -> str:

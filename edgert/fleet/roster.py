@@ -147,7 +147,7 @@ def at(document: object, *path: str) -> object:
     return document
 
 
-def number(document: object, *path: str) -> float | None:
+def number(document: object, *path: str) -> int | float | None:
     """A number inside nested maps.
 
     Args:
@@ -165,7 +165,7 @@ def number(document: object, *path: str) -> float | None:
     found = at(document, *path)
     if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
         return None
-    return float(found)
+    return found
 
 
 FIGURES: Mapping[str, tuple[str, ...]] = {

@@ -1,18 +1,20 @@
 """The session with the rest of the fleet, as three small machines without a clock or a socket.
 
-`Link` says when to connect again. `Outbox` says which stored events to hand to the link and when to forget them.
-`Collector` is the other end of `Outbox`: it says which event to deliver and what to acknowledge.
+`Link` says when to connect again. `Outbox` says which stored events to hand to the link and when to forget them; a
+device has one for each stream of its store, and `step_streams` lets the more important ones go first. `Collector` is
+the other end of `Outbox`: it says which event to deliver and what to acknowledge.
 
 A broker's own acknowledgement proves only that the broker had the message for a moment: it drops acknowledged messages
 when a subscriber's queue overflows and when it is killed. So an event counts as delivered only when a collector says
-so. Each event travels with three facts: the `stream` it belongs to (a store that was lost starts a new stream, whose
-numbers begin again), its number `seq`, and `first`, the lowest number the sender can still send. A collector that is
-waiting for something below `first` will never get it, and skips to it.
+so. Each event travels with three facts: the `stream` it belongs to (each kind of events has its own, and a store that
+was lost starts new ones, whose numbers begin again), its number `seq`, and `first`, the lowest number the sender can
+still send. A collector that is waiting for something below `first` will never get it, and skips to it.
 """
 
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 
 import msgspec
 
@@ -270,6 +272,11 @@ class Outbox(msgspec.Struct, frozen=True, kw_only=True):
         times = [t for t in (self.due_s, self.hold_s) if t is not None]
         return min(times, default=None)
 
+    @property
+    def gets_through(self) -> bool:
+        """It has something to send, and nothing says that nobody takes it."""
+        return self.up and self.last > self.floor and self.silences == 0
+
 
 class Up(msgspec.Struct, frozen=True):
     """The link came up."""
@@ -341,7 +348,12 @@ def open_outbox(stream: str, first: int, last: int, rules: OutboxRules = OUTBOX_
 
 
 def step_outbox(
-    box: Outbox, event: Up | Down | Stored | Refused | Acked | Tick, now_s: float, rules: OutboxRules = OUTBOX_RULES
+    box: Outbox,
+    event: Up | Down | Stored | Refused | Acked | Tick,
+    now_s: float,
+    rules: OutboxRules = OUTBOX_RULES,
+    *,
+    behind: bool = False,
 ) -> tuple[Outbox, list[Send | Forget | Fault]]:
     """Advance the sender of events by one event.
 
@@ -350,6 +362,7 @@ def step_outbox(
         event: what happened.
         now_s: monotonic seconds.
         rules: window and patience.
+        behind: something more important is on its way: nothing is sent now.
 
     Returns:
         The state after, and what to do, in that order. Faults are `absurd-ack` (beyond what was ever sent) and
@@ -360,7 +373,8 @@ def step_outbox(
 
     Source:
         Go-back-N with cumulative acknowledgement (J. Postel, RFC 793, 3.7) and doubling time-out (RFC 6298, 5.5); the
-        credit of one after a silence is TCP's loss window (RFC 5681, 3.1).
+        credit of one after a silence is TCP's loss window (RFC 5681, 3.1), and one repeated acknowledgement its fast
+        retransmit (3.2), since a silent collector repeats none.
     """
     effects: list[Send | Forget | Fault] = []
     replace = msgspec.structs.replace
@@ -370,6 +384,10 @@ def step_outbox(
         case Down():
             box = replace(box, up=False, sent=box.floor, due_s=None, hold_s=None)
         case Stored(first=first, last=last):
+            if box.up and box.silences and box.hold_s is None and not behind and last > box.last > box.floor:
+                # Nobody acknowledges anything, and somebody may only be looking on: what is new is said once.
+                effects.append(Send(max(box.last, last - rules.window), last, first))
+                box = replace(box, reached=max(box.reached, last))
             floor = max(box.floor, first - 1)
             box = replace(box, floor=floor, sent=max(box.sent, floor), last=max(box.last, last))
         case Refused(seq=seq) if box.up:
@@ -383,12 +401,15 @@ def step_outbox(
                 credit = min(rules.window, box.credit * 2)
                 box = replace(box, floor=up_to, sent=max(box.sent, up_to), credit=credit, silences=0, due_s=None)
                 effects.append(Forget(up_to))
+            elif box.silences:
+                # A collector is there, and what it holds is behind: it is sent the next at once.
+                box = replace(box, sent=box.floor, silences=0, due_s=None)
         case Tick():
             if box.hold_s is not None and now_s >= box.hold_s:
                 box = replace(box, hold_s=None)
             if box.due_s is not None and now_s >= box.due_s:
                 box = replace(box, sent=box.floor, credit=1, silences=box.silences + 1, due_s=None)
-    if box.up and box.hold_s is None:
+    if box.up and box.hold_s is None and not behind:
         end = min(box.last, box.floor + box.credit)
         if end > box.sent:
             effects.append(Send(box.sent, end, box.floor + 1))
@@ -401,15 +422,55 @@ def step_outbox(
     return box, effects
 
 
+def step_streams(
+    boxes: Mapping[str, Outbox],
+    event: Up | Down | Stored | Refused | Acked | Tick,
+    now_s: float,
+    rules: OutboxRules = OUTBOX_RULES,
+    *,
+    of: str | None = None,
+) -> tuple[dict[str, Outbox], list[tuple[str, Send | Forget | Fault]]]:
+    """Advance the senders of all streams of a store by one event.
+
+    Args:
+        boxes: name -> sender, the most important first. None sends while one before it gets through.
+        event: what happened. An `Acked` finds its stream by itself.
+        now_s: monotonic seconds.
+        rules: window and patience.
+        of: name of the stream that the event is about; None: of none of them alone.
+
+    Returns:
+        The states after, and what to do, in that order, each with the name of its stream.
+
+    Raises:
+        nothing.
+
+    Source:
+        ours: a stream that nobody acknowledges must not keep the others waiting, so only one that gets through does.
+    """
+    if isinstance(event, Acked):
+        # The first one names the fault where it is of none of them.
+        of = next((name for name, box in boxes.items() if box.stream == event.stream), next(iter(boxes), None))
+    after: dict[str, Outbox] = {}
+    effects: list[tuple[str, Send | Forget | Fault]] = []
+    behind = False
+    for name, box in boxes.items():
+        told = event if of in (None, name) else Tick()
+        after[name], wanted = step_outbox(box, told, now_s, rules, behind=behind)
+        effects += [(name, effect) for effect in wanted]
+        behind = behind or after[name].gets_through
+    return after, effects
+
+
 class Collector(msgspec.Struct, frozen=True):
-    """The receiver of one device's events.
+    """The receiver of one device's events, of all its streams.
 
     Attributes:
-        stream: being received, or None before the first event.
+        stream: of the newest event, or None before the first.
         wanted: the number to deliver next.
-        skipped: events that the sender no longer had.
-        past: (stream, its number to deliver next) of those that were received before, oldest first. One of them goes
-            on where two devices have one name, or where its event is only late: nothing is delivered twice.
+        skipped: events that the sender no longer had, of all streams.
+        past: (stream, its number to deliver next) of those that were received before, oldest first. Each of them goes
+            on where it was: nothing is delivered twice.
     """
 
     stream: str | None = None
@@ -417,8 +478,14 @@ class Collector(msgspec.Struct, frozen=True):
     skipped: int = 0
     past: tuple[tuple[str, int], ...] = ()
 
+    @property
+    def streams(self) -> dict[str, int]:
+        """Stream -> its number to deliver next, of all that are remembered."""
+        return dict(self.past if self.stream is None else (*self.past, (self.stream, self.wanted)))
 
-PAST_STREAMS = 8
+
+PAST_STREAMS = 12
+"""A device has three streams, and one more time as many where another has its name or its store was lost."""
 MAX_SEQ = 2**63 - 1
 
 

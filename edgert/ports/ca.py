@@ -11,6 +11,7 @@ from __future__ import annotations
 import datetime
 import getpass
 import ipaddress
+import re
 import ssl
 from collections.abc import Sequence
 from pathlib import Path
@@ -136,6 +137,33 @@ class Authority:
             self._let_in(name)
         return folder / f"{name}.pem", folder / f"{name}.key"
 
+    def fleet(self) -> str:
+        """The only one that anybody may speak in.
+
+        Raises:
+            ConfigError: this is no folder of `new_authority`.
+        """
+        return self._written("fleet").strip()
+
+    def url(self, role: Role) -> str:
+        """Where the broker listens for devices, or for everybody else.
+
+        Raises:
+            ConfigError: this is no folder of `new_authority`.
+        """
+        ports = re.findall(r"^listener (\d+)", self._written("mosquitto.conf"), re.MULTILINE)
+        hosts = _hosts_of(_read_certificate(self.folder / "broker.pem"))
+        if not ports or not hosts:
+            raise ConfigError(f"{self.folder}: mosquitto.conf names no listener, or broker.pem no host")
+        host = f"[{hosts[0]}]" if ":" in hosts[0] else hosts[0]
+        return f"mqtts://{host}:{ports[-1] if role == 'staff' else ports[0]}"
+
+    def _written(self, name: str) -> str:
+        try:
+            return (self.folder / name).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{self.folder / name}: {error}; `edgert fleet ca new` writes it") from error
+
     def renew(self, role: Role, name: str, *, days: int = DAYS, now: datetime.datetime) -> Path:
         """Make another certificate for the key of the one there is; the key itself need not be here any more.
 
@@ -206,8 +234,8 @@ class Authority:
 
     def _let_in(self, name: str) -> None:
         path = self.folder / "acl"
-        fleet = (self.folder / "fleet").read_text().strip()
-        write_atomic(path, (path.read_text() + _STAFF.format(name=name, fleet=fleet)).encode(), mode=0o644)
+        text = self._written("acl") + _STAFF.format(name=name, fleet=self.fleet())
+        write_atomic(path, text.encode(), mode=0o644)
 
 
 def new_authority(

@@ -22,6 +22,7 @@ def open_database(
     schema: str,
     tables: Mapping[str, Sequence[str]],
     check: Callable[[sqlite3.Connection], str],
+    upgrade: Callable[[sqlite3.Connection], None] = lambda _: None,
 ) -> tuple[sqlite3.Connection, str | None]:
     """Open the file, or begin it.
 
@@ -32,6 +33,7 @@ def open_database(
         schema: statements that make an empty file one of ours, all or none.
         tables: name -> columns that it must have.
         check: looks at the content and says what is wrong with it, or "". It may raise what sqlite3 raises.
+        upgrade: makes a file of a former version one of this; it may raise what sqlite3 raises.
 
     Returns:
         The connection, in autocommit mode; and why a former file was set aside, or None.
@@ -59,6 +61,7 @@ def open_database(
             verdict = db.execute("PRAGMA quick_check(1)").fetchone()[0]
             if verdict != "ok":
                 raise _BrokenError(verdict)
+            upgrade(db)
             for table, columns in tables.items():
                 if [row[1] for row in db.execute(f"PRAGMA table_info({table})")] != list(columns):
                     raise _BrokenError(f"table {table} is not {list(columns)}")

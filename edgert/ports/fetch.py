@@ -24,6 +24,7 @@ from edgert import wire
 from edgert.errors import ArtifactError, LinkError, StoreError
 from edgert.fleet import fetch
 from edgert.ports.link import drain, wake_pair
+from edgert.ports.redact import address
 from edgert.ports.store import remove, store_error
 
 READ_BYTES = 16 << 10
@@ -203,6 +204,7 @@ class Http(threading.Thread):
         """
         super().__init__(name="http", daemon=True)
         self._offer, self._missing, self._budget_bytes = offer, deque(missing), budget_bytes
+        self._where = address(offer.url)  # errors are told to the fleet
         self._retry_s = retry_s
         self._tail = b""  # of the first missing chunk, what came before it broke off
         self._spent_bytes = self._told_bytes = 0
@@ -284,18 +286,18 @@ class Http(threading.Thread):
                     raise ArtifactError(f"over-budget: {self._spent_bytes} bytes crossed the link")
                 data = response.read1(min(READ_BYTES, end - begin, left))
                 if not data:
-                    raise LinkError(f"{self._offer.url}: ended after {begin} of {end} bytes")
+                    raise LinkError(f"{self._where}: ended after {begin} of {end} bytes")
                 begin += len(data)
                 self._spent_bytes += len(data)
                 self._cut(data)
         except (LinkError, ArtifactError):
             raise
         except OSError as error:  # before ValueError: a certificate that is not valid yet is both, and clocks get set
-            raise LinkError(f"{self._offer.url!r}: {type(error).__name__}: {error}") from error
+            raise LinkError(f"{self._where!r}: {type(error).__name__}: {error}") from error
         except (http.client.InvalidURL, ValueError) as error:  # no name of a host, no path of a file
-            raise ArtifactError(f"{self._offer.url!r}: {error}") from error
+            raise self._not_asked_for(error) from error
         except http.client.HTTPException as error:
-            raise LinkError(f"{self._offer.url!r}: {type(error).__name__}: {error}") from error
+            raise LinkError(f"{self._where!r}: {type(error).__name__}: {error}") from error
         finally:
             connection.close()
 
@@ -304,23 +306,27 @@ class Http(threading.Thread):
             parts = urlsplit(self._offer.url)
             host, port = parts.hostname, parts.port
             if not host or parts.scheme not in ("http", "https"):
-                raise ArtifactError(f"{self._offer.url!r}: only http:// and https:// can be fetched")
+                raise ArtifactError(f"{self._where!r}: only http:// and https:// can be fetched")
             if parts.scheme == "https":
                 return http.client.HTTPSConnection(host, port, timeout=TIMEOUT_S, context=ssl.create_default_context())
             return http.client.HTTPConnection(host, port, timeout=TIMEOUT_S)
         except ArtifactError:
             raise
         except (http.client.InvalidURL, ValueError) as error:
-            raise ArtifactError(f"{self._offer.url!r}: {error}") from error
+            raise self._not_asked_for(error) from error
+
+    def _not_asked_for(self, error: Exception) -> ArtifactError:
+        # What http.client says of such a URL repeats it, with what may be secret in it.
+        return ArtifactError(f"{self._where!r}: this cannot be asked for: {type(error).__name__}")
 
     def _believe(self, response: http.client.HTTPResponse, begin: int) -> None:
         if response.status in (408, 425, 429) or response.status >= 500:
-            raise LinkError(f"{self._offer.url}: {response.status} {response.reason}")
+            raise LinkError(f"{self._where}: {response.status} {response.reason}")
         said = re.match(r"bytes (\d+)-", response.getheader("Content-Range", ""))
         ranged = response.status == 206 and said is not None and int(said[1]) == begin
         if not ranged and not (response.status == 200 and begin == 0):
             raise ArtifactError(
-                f"{self._offer.url}: {response.status} {response.reason} to a request for bytes from {begin} on; "
+                f"{self._where}: {response.status} {response.reason} to a request for bytes from {begin} on; "
                 "it must serve ranges"
             )
 

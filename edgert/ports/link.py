@@ -6,6 +6,7 @@ import contextlib
 import socket
 import threading
 from collections import deque
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -89,17 +90,29 @@ class Ack(NamedTuple):
     mid: int
 
 
+class Wanted(NamedTuple):
+    """How a filter is wanted.
+
+    Attributes:
+        qos: at most.
+        known: whether what the broker keeps there is known already; asked when the broker is told of the filter.
+    """
+
+    qos: int
+    known: Callable[[], bool]
+
+
 class Subscriptions:
     """Filters that are wanted, and what of them the broker has not been told yet. Whoever uses it brings a lock."""
 
     def __init__(self) -> None:
-        self._filters: dict[str, int] = {}
+        self._filters: dict[str, Wanted] = {}
         self._unwanted: set[str] = set()
-        self._new: dict[str, int] = {}
+        self._new: dict[str, Wanted] = {}
         self._old: set[str] = set()
 
-    def want(self, filters: dict[str, int], *, again: bool) -> None:
-        """Filter -> QoS, from now on; with `again` on every connection to come."""
+    def want(self, filters: Mapping[str, Wanted], *, again: bool) -> None:
+        """These from now on; with `again` on every connection to come."""
         self._filters.update(filters if again else {})
         self._unwanted -= set(filters)
         self._new.update(filters)
@@ -117,7 +130,7 @@ class Subscriptions:
         """A connection came up: the broker is told everything that lasts."""
         self._new, self._old = dict(self._filters), set(self._unwanted)
 
-    def take(self) -> tuple[dict[str, int], set[str]]:
+    def take(self) -> tuple[dict[str, Wanted], set[str]]:
         """What is to be subscribed to and unsubscribed from now."""
         taken = self._new, self._old
         self._new, self._old = {}, set()
@@ -139,6 +152,7 @@ class Inbox:
         self._lock = threading.Lock()
         self._events: deque[tuple[Happening, Ack | None]] = deque()
         self._received = 0
+        self._owed: list[Ack] = []
         self._reader, self._writer = wake_pair()
 
     def __len__(self) -> int:
@@ -166,13 +180,20 @@ class Inbox:
                 self._writer.send(b"\0")
         return dropped, owed
 
-    def take(self) -> tuple[list[Happening], list[Ack]]:
-        """Everything that waits, oldest first, and what to acknowledge for it."""
+    def take(self) -> list[Happening]:
+        """Everything that waits, oldest first."""
         with self._lock:
             drain(self._reader)
             taken, self._events = self._events, deque()
             self._received = 0
-        return [event for event, _ in taken], [ack for _, ack in taken if ack is not None]
+            self._owed += [ack for _, ack in taken if ack is not None]
+        return [event for event, _ in taken]
+
+    def seen_to(self) -> list[Ack]:
+        """What to acknowledge, once the owner has seen to everything that was taken."""
+        with self._lock:
+            owed, self._owed = self._owed, []
+        return owed
 
     def close(self) -> None:
         """Close the file descriptors; what waits can still be taken."""

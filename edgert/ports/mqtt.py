@@ -14,9 +14,8 @@ import select
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-import msgspec
 import paho.mqtt.client as paho
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
@@ -49,6 +48,7 @@ from edgert.ports.link import (
     Published,
     Received,
     Subscriptions,
+    Wanted,
     drain,
     parse_url,
     wake_pair,
@@ -61,25 +61,14 @@ MAX_FLIGHT = 20
 """QoS 1 messages on their way at once: what paho allows by default, lowered to the broker's ReceiveMaximum."""
 
 
-class _Outgoing(msgspec.Struct):
-    topic: str
-    payload: bytes
-    qos: int
-    retain: bool
-    properties: Properties
-    token: object
-    size_bytes: int
-    sent_s: float = 0.0
-
-
 class Mqtt:
     """One identity at one broker.
 
     Thread:
         One daemon thread owns the connection. All methods may be called from any other thread. Wait on `fileno()`
         (with `selectors`, `poll`, ...) and call `events()` when it is readable. A received QoS 1 message is
-        acknowledged to the broker when `events()` hands it out, so a slow owner slows the broker down instead of
-        filling this memory.
+        acknowledged to the broker once the owner has it, or has seen to it (`done`), so a slow owner slows the broker
+        down instead of filling this memory, and one that dies is sent it again.
 
     Blocks:
         Only `close()`.
@@ -132,7 +121,7 @@ class Mqtt:
         self._inbox = Inbox(max_events)
         # Under the lock.
         self._acks: list[Ack] = []
-        self._out: deque[_Outgoing] = deque()
+        self._out: deque[packets.Outgoing] = deque()
         self._out_bytes = 0
         self._subscriptions = Subscriptions()
         self._faults: dict[str, int] = {}
@@ -149,7 +138,7 @@ class Mqtt:
         self._dialect = Dialect()
         self._mute = False
         self._lost: tuple[int | None, str] | None = None
-        self._flight: dict[int, _Outgoing] = {}
+        self._flight: dict[int, packets.Outgoing] = {}
         self._flight_max = MAX_FLIGHT
         self._beat_s = time.monotonic()
         self._thread = self._new_thread("")
@@ -168,14 +157,20 @@ class Mqtt:
         """Readable when `events()` has something."""
         return self._inbox.fileno()
 
-    def events(self) -> list[Happening]:
-        """Everything that happened since the last call, in order; those handed out are acknowledged to the broker."""
-        events, acks = self._inbox.take()
+    def events(self, *, done: bool = True) -> list[Happening]:
+        """Everything that happened since the last call, in order; without `done` the owner calls that later."""
+        events = self._inbox.take()
+        if done:
+            self.done()
+        return events
+
+    def done(self) -> None:
+        """What was handed out is seen to: it is acknowledged, and the broker does not send it again."""
+        acks = self._inbox.seen_to()
         if acks:
             with self._lock:
                 self._acks += acks
             self._wake()
-        return events
 
     def publish(
         self,
@@ -233,15 +228,21 @@ class Mqtt:
             if self._out_bytes + size_bytes > self._max_queue_bytes or len(self._inbox) >= 2 * self._max_events:
                 self._count("outbound-full")
                 return False
-            self._out.append(_Outgoing(topic, payload, qos, retain, properties, token, size_bytes))
+            self._out.append(packets.Outgoing(topic, payload, qos, retain, properties, token, size_bytes))
             self._out_bytes += size_bytes
         self._wake()
         return True
 
-    def subscribe(self, filters: Iterable[tuple[str, int]], *, again: bool = True) -> None:
-        """Receive what matches these (filter, QoS) pairs, now and, with `again`, after every reconnection."""
+    def subscribe(
+        self, filters: Iterable[tuple[str, int]], *, again: bool = True, known: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Receive what matches these (filter, QoS) pairs, now and, with `again`, after every reconnection.
+
+        `known` is asked by the thread each time: True, and what the broker keeps there comes only where this session is
+        new to it (MQTT 5.0, 3.8.3.1: retain handling 1; in 3.1.1 it always comes).
+        """
         with self._lock:
-            self._subscriptions.want(dict(filters), again=again)
+            self._subscriptions.want({name: Wanted(qos, known) for name, qos in filters}, again=again)
         self._wake()
 
     def unsubscribe(self, filters: Iterable[str], *, again: bool = True) -> None:
@@ -460,13 +461,13 @@ class Mqtt:
             if unwanted:
                 client.unsubscribe(sorted(unwanted))
             if wanted:
-                client.subscribe(list(wanted.items()))
+                client.subscribe(packets.filters(wanted, v5=self._dialect.v5))
             if message is not None:
                 self._publish(client, message)
             elif not wanted and not unwanted:
                 return
 
-    def _publish(self, client: paho.Client, message: _Outgoing) -> None:
+    def _publish(self, client: paho.Client, message: packets.Outgoing) -> None:
         message.sent_s = time.monotonic()
         properties = message.properties if self._dialect.v5 else None
         info = client.publish(message.topic, message.payload, message.qos, message.retain, properties)
@@ -478,7 +479,7 @@ class Mqtt:
         else:
             self._confirm(message, 0)
 
-    def _confirm(self, message: _Outgoing, reason_code: int) -> None:
+    def _confirm(self, message: packets.Outgoing, reason_code: int) -> None:
         with self._lock:
             self._out_bytes -= message.size_bytes
         if message.token is not None:
@@ -498,15 +499,8 @@ class Mqtt:
         self._mute = False
         fallen_back = spoken.v5 and reason_code == UNSUPPORTED
         fault = self._step(Lost(None if fallen_back else reason_code), now_s)
-        self._tell(
-            LinkDown(
-                reason_code=reason_code,
-                reason=reason,
-                fault=fault,
-                retry_s=max(0.0, self._link.at_s - now_s),
-                unconfirmed=self._forget(),
-            )
-        )
+        retry_s, lost = max(0.0, self._link.at_s - now_s), self._forget()
+        self._tell(LinkDown(reason_code=reason_code, reason=reason, fault=fault, retry_s=retry_s, unconfirmed=lost))
 
     def _forget(self) -> tuple[object, ...]:
         with self._lock:
@@ -544,7 +538,7 @@ class Mqtt:
         with self._lock:
             if self._birth is not None:
                 self._out.appendleft(
-                    _Outgoing(*self._birth, 1, True, packets.properties(PacketTypes.PUBLISH)[0], None, 0)
+                    packets.Outgoing(*self._birth, 1, True, packets.properties(PacketTypes.PUBLISH)[0], None, 0)
                 )
             self._subscriptions.begin()
             self._limit_bytes = min(self._max_packet_bytes, server_max or self._max_packet_bytes)

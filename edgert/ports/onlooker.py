@@ -30,7 +30,14 @@ class Onlooker:
     Blocks: every method, as it says.
     """
 
-    def __init__(self, url: str | Address, fleet: str, device: str = "+", patience_s: float = 10.0) -> None:
+    def __init__(
+        self,
+        url: str | Address,
+        fleet: str,
+        device: str = "+",
+        patience_s: float = 10.0,
+        will: tuple[str, bytes] | None = None,
+    ) -> None:
         """Connect.
 
         Args:
@@ -38,6 +45,7 @@ class Onlooker:
             fleet: whose.
             device: one, or all.
             patience_s: with the broker.
+            will: topic and payload that the broker publishes, retained, when it loses us.
 
         Raises:
             ConfigError: the url is wrong.
@@ -50,7 +58,7 @@ class Onlooker:
         self.links = 0
         self._fleet, self._patience_s = fleet, patience_s
         name = f"edgert-onlooker-{secrets.token_hex(8)}"
-        self._mqtt = Mqtt(url, name, session_expiry_s=0, max_queue_bytes=4 << 20, max_events=16_384)
+        self._mqtt = Mqtt(url, name, will=will, session_expiry_s=0, max_queue_bytes=4 << 20, max_events=16_384)
         self._mqtt.start()
         self._poller = select.poll()
         self._poller.register(self._mqtt.fileno(), select.POLLIN)

@@ -5,17 +5,39 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
+from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import paho.mqtt.client as paho
 from paho.mqtt import MQTTException
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.properties import Properties
+from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from edgert.errors import UsageError
-from edgert.ports.link import Address, Received
+from edgert.ports.link import Address, Received, Wanted
 
 CONNECT_S = 5.0
+
+
+class Outgoing(msgspec.Struct):
+    """A message on its way to the broker.
+
+    Attributes:
+        token: of whoever wants to know what became of it; None: nobody does.
+        size_bytes: of its packet.
+        sent_s: monotonic; 0 before it was.
+    """
+
+    topic: str
+    payload: bytes
+    qos: int
+    retain: bool
+    properties: Properties
+    token: object
+    size_bytes: int
+    sent_s: float = 0.0
 
 
 def new_client(
@@ -66,6 +88,17 @@ def properties(kind: int, **values: object) -> tuple[Properties, int]:
         return said, len(said.pack())  # type: ignore[no-untyped-call]  # and this one
     except (MQTTException, struct.error, TypeError, ValueError) as error:
         raise UsageError(f"MQTT cannot say this: {error}") from error
+
+
+def filters(wanted: Mapping[str, Wanted], *, v5: bool) -> list[tuple[str, Any]]:
+    """What to subscribe to. In 3.1.1 what is kept comes with every subscription, known or not."""
+    if not v5:
+        return [(name, each.qos) for name, each in wanted.items()]
+    new = SubscribeOptions.RETAIN_SEND_IF_NEW_SUB, SubscribeOptions.RETAIN_SEND_ON_SUBSCRIBE
+    return [
+        (name, SubscribeOptions(each.qos, retainHandling=new[0] if each.known() else new[1]))
+        for name, each in wanted.items()
+    ]
 
 
 def received(message: paho.MQTTMessage) -> Received:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from urllib.parse import urlsplit, urlunsplit
 
 GONE = "[redacted]"
 SECRET_LETTERS = 4
@@ -20,6 +21,15 @@ _NAMED = re.compile(
 )
 """Whatever a name begins with: bounded, as texts are of strangers, and a name may be as long as they like. Values may
 be TOML's of several lines, or stand in JSON that is text in other JSON."""
+
+
+def address(url: str) -> str:
+    """Where a URL leads, for people: without user, password, query and fragment, which may let somebody in."""
+    try:
+        parts = urlsplit(url)
+        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    except ValueError:
+        return GONE
 
 
 def redacted(text: str, known: Iterable[str] = ()) -> str:

@@ -1,113 +1,134 @@
-"""What must survive a power cut until a collector has it: a first-in first-out file of byte strings with a byte budget.
+"""What must survive a power cut until a collector has it: first-in first-out streams of byte strings, in one file.
 
-What gives way first: events that are too old, then minor ones, then the oldest. The place of a minor one stays, empty,
-since numbers may have no gap; each that gave way is counted once.
+Each stream has bounds of its own, in bytes and in age, and says what gives way when it is full: its oldest, or what
+would be the newest. Nothing of one stream ever gives way to another's, and what gave way is counted, exactly.
 
 One SQLite file in WAL mode. `append` returns after the disk has the event; numbers are given once and never again, also
 after everything was acknowledged and the file was opened anew. A file that cannot be trusted is set aside as `.broken`
-and a new one begins, under a new `stream` identity, so that receivers do not mistake its numbers for the old ones.
+and a new one begins, with new identities of its streams, so that receivers do not mistake its numbers for the old ones.
 """
 
 from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
+
+import msgspec
 
 from edgert.errors import StoreError, UsageError
 from edgert.ports.database import open_database
 
 ROW_BYTES = 32
 """What one event costs beyond its payload, so that a flood of empty ones is bounded too."""
-
-_SCHEMA = """
-CREATE TABLE events (seq INTEGER PRIMARY KEY AUTOINCREMENT, at_s REAL NOT NULL, payload BLOB NOT NULL);
-CREATE TABLE meta (stream TEXT NOT NULL, dropped INTEGER NOT NULL);
-"""
-_MINOR = "CREATE TABLE IF NOT EXISTS minor (seq INTEGER PRIMARY KEY, gone INTEGER NOT NULL)"
-_GONE = "(SELECT seq FROM minor WHERE gone)"
 DEFERRED_MAX = 256
 KNOWN_S = 1_735_689_600.0
 """2025: a clock that showed less was never set, and says nothing about age."""
-_TABLES = {"events": ["seq", "at_s", "payload"], "meta": ["stream", "dropped"]}
+_STREAMS = "CREATE TABLE streams (name TEXT PRIMARY KEY, id TEXT NOT NULL, dropped INTEGER NOT NULL);"
+_EVENTS = "(seq INTEGER PRIMARY KEY AUTOINCREMENT, at_s REAL NOT NULL, payload BLOB NOT NULL)"
+
+
+class Bounds(msgspec.Struct, frozen=True, kw_only=True):
+    """How much of a stream is kept.
+
+    Attributes:
+        max_bytes: most bytes, as `Stream.bytes` counts them.
+        max_age_s: older events give way as soon as another comes; None: none is ever too old.
+        when_full: what gives way.
+    """
+
+    max_bytes: int
+    max_age_s: float | None = None
+    when_full: Literal["drop-oldest", "reject-newest"] = "drop-oldest"
+
+
+class Stream(msgspec.Struct, kw_only=True):
+    """How one stream stands.
+
+    Attributes:
+        id: identity of its numbers, 16 hex digits.
+        first_seq: lowest number held; `last_seq + 1` when nothing is.
+        last_seq: newest number ever given, 0 before the first.
+        count: events held.
+        bytes: payload bytes held, plus `ROW_BYTES` for each event.
+        dropped: events given up for age or lack of room, since the stream began.
+    """
+
+    id: str
+    first_seq: int
+    last_seq: int
+    count: int
+    bytes: int
+    dropped: int
 
 
 class Spool:
-    """A durable queue of events; to be used from the thread that opened it.
+    """A file of streams; to be used from the thread that opened it.
 
     Attributes:
-        stream: identity of this file's numbers, 16 hex digits.
+        streams: name -> how it stands, in the order in which they were named.
         fault: why a former file was set aside at opening, or None.
-        bytes: payload bytes held, plus `ROW_BYTES` for each event.
-        count: events held.
-        dropped: events given up for lack of room, since the file began.
-        last_seq: newest number ever given, 0 before the first.
 
     Blocks:
-        `append` and `acknowledge` wait for the disk.
+        everything that writes waits for the disk.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        max_bytes: int,
-        policy: Literal["drop_oldest", "reject_newest"] = "drop_oldest",
-        max_age_s: float | None = None,
-    ) -> None:
+    def __init__(self, path: Path, bounds: Mapping[str, Bounds]) -> None:
         """Open the file, or begin it.
 
         Args:
             path: the file; SQLite keeps a `-wal` file beside it.
-            max_bytes: most bytes to hold, as counted by `bytes`.
-            policy: what gives way when it is full.
-            max_age_s: older ones give way as soon as another comes.
+            bounds: name -> bounds, of each stream that is wanted. One that the file does not have begins; one that is
+                not named stays in it as it is.
 
         Raises:
             StoreError: the folder cannot be written, or another process holds the file.
         """
-        self._path = path
-        self._max_bytes = max_bytes
-        self._policy, self._max_age_s = policy, max_age_s
-        self._deferred: list[tuple[bytes, float]] = []
+        self._path, self._bounds = path, dict(bounds)
+        self._deferred: list[tuple[str, bytes, float]] = []
+        self.streams: dict[str, Stream] = {}
         self._db, broken = open_database(
             path,
             what="the event store",
             pragmas=("synchronous=FULL", "cache_size=-256", "wal_autocheckpoint=64", "journal_size_limit=262144"),
-            schema=f"{_SCHEMA} {_MINOR}; INSERT INTO meta VALUES ('{os.urandom(8).hex()}', 0);",
-            tables=_TABLES,
+            schema=_STREAMS,
+            tables={"streams": ["name", "id", "dropped"]},
             check=self._check,
+            upgrade=_divide,
         )
         self.fault: str | None = broken and f"spool-broken: {broken}"
 
     def _check(self, db: sqlite3.Connection) -> str:
-        rows = db.execute("SELECT count(*) FROM meta").fetchone()[0]
-        if rows != 1:
-            return f"{rows} rows of meta"
-        db.execute(_MINOR)  # files of before do not have it
+        known = {name for (name,) in db.execute("SELECT name FROM streams")}
+        db.execute("BEGIN IMMEDIATE")
+        for name in self._bounds:
+            columns = [row[1] for row in db.execute(f"PRAGMA table_info({name})")]
+            if name not in known and not columns:
+                db.execute(f"CREATE TABLE {name} {_EVENTS}")
+                db.execute("INSERT INTO streams VALUES (?, ?, 0)", (name, os.urandom(8).hex()))
+            elif name not in known or columns != ["seq", "at_s", "payload"]:
+                return f"table {name} is no stream"
+        db.execute("COMMIT")
         self._load(db)
         return ""
 
     def _load(self, db: sqlite3.Connection) -> None:
-        meta: tuple[str, int] = db.execute("SELECT stream, dropped FROM meta").fetchone()
-        self.stream, self.dropped = meta
-        total = db.execute(f"SELECT count(*), coalesce(sum(length(payload) + {ROW_BYTES}), 0) FROM events").fetchone()
-        self.count: int = total[0]
-        self.bytes: int = total[1]
-        row = db.execute("SELECT seq FROM sqlite_sequence WHERE name='events'").fetchone()
-        self.last_seq: int = row[0] if row else 0
-        self._first: int | None = db.execute("SELECT min(seq) FROM events").fetchone()[0]
-
-    @property
-    def first_seq(self) -> int:
-        """Lowest number held; `last_seq + 1` when nothing is."""
-        return self.last_seq + 1 if self._first is None else self._first
+        """Count what the file holds."""
+        for name in self._bounds:
+            id_, dropped = db.execute("SELECT id, dropped FROM streams WHERE name = ?", (name,)).fetchone()
+            last = db.execute("SELECT max(seq) FROM sqlite_sequence WHERE name = ?", (name,)).fetchone()[0] or 0
+            count, size = _total(db, name)
+            first = _first(db, name, last)
+            self.streams[name] = Stream(
+                id=id_, first_seq=first, last_seq=last, count=count, bytes=size, dropped=dropped
+            )
 
     @contextmanager
     def _commit(self, what: str) -> Iterator[None]:
-        """One transaction; the counters kept here are read again from the file when it fails."""
+        """One transaction; what is counted here is read again from the file when it fails."""
         try:
             self._db.execute("BEGIN IMMEDIATE")
             yield
@@ -119,43 +140,46 @@ class Spool:
                 self._load(self._db)
             raise StoreError(f"cannot {what} in the event store {self._path}: {error}") from error
 
-    def append(self, payload: bytes, now_s: float, *, minor: bool = False) -> int:
-        """Keep an event; it is on the disk when this returns.
+    def append(self, name: str, payload: bytes, now_s: float) -> int:
+        """Keep an event, and with it those that were deferred; it is on the disk when this returns.
 
         Args:
+            name: of the stream.
             payload: the event, as it will be handed out.
             now_s: seconds since the Unix epoch, kept beside it.
-            minor: it gives way to others, and others not to it.
 
         Returns:
             Its number.
 
         Raises:
-            StoreError: the disk refused, or there is no room, and the policy is `reject_newest` or the event minor.
-            UsageError: the event alone is larger than the budget.
+            StoreError: the disk refused, or the stream is full and keeps what it has.
+            UsageError: the event alone is larger than the stream may be.
         """
-        self._must_fit(payload)
+        self._must_fit(name, payload)
         with self._commit("append"):
             self._write_deferred()
-            fits = self._insert(payload, now_s, minor)
+            fits = self._insert(name, payload, now_s)
         self._deferred.clear()
         if not fits:
-            raise StoreError(f"the event store {self._path} is full ({self.bytes} of {self._max_bytes} bytes)")
-        return self.last_seq
+            raise StoreError(
+                f"the event store {self._path} is full: {name} may have {self._bounds[name].max_bytes} bytes"
+            )
+        return self.streams[name].last_seq
 
-    def defer(self, payload: bytes, now_s: float) -> None:
-        """Keep a minor event in memory until others are written, so that it costs the disk next to nothing.
+    def defer(self, name: str, payload: bytes, now_s: float) -> None:
+        """Keep an event in memory until another is written, so that it costs the disk next to nothing.
 
         Args:
+            name: of the stream.
             payload: the event, as it will be handed out. Until then it has no number, and a power cut takes it.
             now_s: seconds since the Unix epoch, kept beside it.
 
         Raises:
             StoreError: so many were deferred that they are written now, and the disk refused.
-            UsageError: the event alone is larger than the budget.
+            UsageError: the event alone is larger than the stream may be.
         """
-        self._must_fit(payload)
-        self._deferred.append((payload, now_s))
+        self._must_fit(name, payload)
+        self._deferred.append((name, payload, now_s))
         if len(self._deferred) >= DEFERRED_MAX:
             try:
                 self.settle()
@@ -176,133 +200,95 @@ class Spool:
             self._deferred.clear()
         return count
 
-    def _must_fit(self, payload: bytes) -> None:
-        if len(payload) + ROW_BYTES > self._max_bytes:
-            raise UsageError(f"an event of {len(payload)} bytes can never fit in a store of {self._max_bytes} bytes")
+    def _must_fit(self, name: str, payload: bytes) -> None:
+        most = self._bounds[name].max_bytes
+        if len(payload) + ROW_BYTES > most:
+            raise UsageError(f"an event of {len(payload)} bytes can never fit in {most} bytes, the stream {name}")
 
     def _write_deferred(self) -> None:
-        for payload, at_s in self._deferred:
-            self._insert(payload, at_s, minor=True)
+        for name, payload, at_s in self._deferred:
+            self._insert(name, payload, at_s)
 
-    def _insert(self, payload: bytes, now_s: float, minor: bool) -> bool:
+    def _insert(self, name: str, payload: bytes, now_s: float) -> bool:
         """Within a transaction: write an event, or count that there is no room for it."""
+        stream, bounds = self.streams[name], self._bounds[name]
+        self._drop(name, self._outdated(name, now_s))
         cost = len(payload) + ROW_BYTES
-        over = self.bytes + cost - self._max_bytes
-        if over > 0 and (self._policy == "reject_newest" or (minor and over > self._yielding())):
-            self._db.execute("UPDATE meta SET dropped = dropped + 1")
-            self.dropped += 1
+        lacking = stream.bytes + cost - bounds.max_bytes
+        if lacking > 0 and bounds.when_full == "reject-newest":
+            self._count_dropped(name, 1)
             return False
-        gone, freed, dropped = self._make_room(cost, now_s)
-        cursor = self._db.execute("INSERT INTO events (at_s, payload) VALUES (?, ?)", (now_s, payload))
-        self.last_seq = int(cursor.lastrowid or 0)
-        if minor:
-            self._db.execute("INSERT INTO minor VALUES (?, 0)", (self.last_seq,))
-        self.count += 1 - gone
-        self.bytes += cost - freed
-        self.dropped += dropped
-        if gone or self._first is None:
-            self._first = self._lowest()
+        if lacking > 0:
+            self._drop(name, self._oldest(name, lacking))
+        cursor = self._db.execute(f"INSERT INTO {name} (at_s, payload) VALUES (?, ?)", (now_s, payload))
+        stream.last_seq = int(cursor.lastrowid or 0)
+        stream.count += 1
+        stream.bytes += cost
         return True
 
-    def _yielding(self) -> int:
-        """Bytes that minor events would give way."""
-        return int(self._sum("length(payload)", "seq IN (SELECT seq FROM minor WHERE NOT gone)"))
+    def _outdated(self, name: str, now_s: float) -> int:
+        """Up to which number everything is too old."""
+        stream, max_age_s = self.streams[name], self._bounds[name].max_age_s
+        if max_age_s is None or not stream.count:
+            return 0
+        young = f"SELECT min(seq) FROM {name} WHERE at_s < ? OR at_s >= ?"
+        (seq,) = self._db.execute(young, (KNOWN_S, now_s - max_age_s)).fetchone()
+        return stream.last_seq if seq is None else int(seq) - 1
 
-    def _sum(self, what: str, where: str) -> int:
-        return int(self._db.execute(f"SELECT coalesce(sum({what}), 0) FROM events WHERE {where}").fetchone()[0])
-
-    def _make_room(self, cost: int, now_s: float) -> tuple[int, int, int]:
-        """Rows removed, bytes freed, and events that gave way with it."""
-        gone = freed = dropped = 0
-        if self._max_age_s is not None and self._first is not None:
-            old = (KNOWN_S, now_s - self._max_age_s)
-            young = self._db.execute("SELECT min(seq) FROM events WHERE at_s < ? OR at_s >= ?", old).fetchone()[0]
-            if young != self._first:
-                gone, freed, dropped = self._remove(self.last_seq if young is None else young - 1)
-        lacking = self.bytes - freed + cost - self._max_bytes
-        if lacking > 0:
-            emptied, more = self._empty(lacking)
-            dropped, freed, lacking = dropped + emptied, freed + more, lacking - more
-        if lacking > 0 or dropped:
-            up_to, found = self._first_rows(lacking)
-            removed, more, fewer = self._remove(up_to) if found else (0, 0, 0)
-            gone, freed, dropped = gone + removed, freed + more, dropped + fewer
-        if dropped:
-            self._db.execute("UPDATE meta SET dropped = dropped + ?", (dropped,))
-        return gone, freed, dropped
-
-    def _empty(self, lacking: int) -> tuple[int, int]:
-        """Let minor events give way, the oldest first, until there is room; how many, and how many bytes that is."""
-        query = "SELECT seq, length(payload) FROM events JOIN minor USING (seq) WHERE NOT gone ORDER BY seq"
-        freed, chosen = 0, []
-        for seq, size in self._db.execute(query):
-            if freed >= lacking:
+    def _oldest(self, name: str, lacking: int) -> int:
+        """Up to which number the oldest must go for so many bytes."""
+        up_to_seq = 0
+        for seq, size in self._db.execute(f"SELECT seq, length(payload) FROM {name} ORDER BY seq"):
+            if lacking <= 0:
                 break
-            freed += size
-            chosen.append((seq,))
-        self._db.executemany("UPDATE events SET payload = x'' WHERE seq = ?", chosen)
-        self._db.executemany("UPDATE minor SET gone = 1 WHERE seq = ?", chosen)
-        return len(chosen), freed
+            up_to_seq, lacking = seq, lacking - size - ROW_BYTES
+        return up_to_seq
 
-    def _first_rows(self, lacking: int) -> tuple[int, bool]:
-        """Up to where the oldest must go: until there is room, and all that are empty anyway."""
-        up_to, freed = 0, 0
-        for seq, size, empty in self._db.execute(
-            f"SELECT seq, length(payload), seq IN {_GONE} FROM events ORDER BY seq"
-        ):
-            if freed >= lacking and not empty:
-                break
-            up_to, freed = seq, freed + size + ROW_BYTES
-        return up_to, up_to > 0
+    def _drop(self, name: str, up_to_seq: int) -> None:
+        """Within a transaction: events up to this number give way."""
+        if up_to_seq >= self.streams[name].first_seq:
+            self._count_dropped(name, self._remove(name, up_to_seq))
 
-    def _remove(self, up_to: int) -> tuple[int, int, int]:
-        """Rows up to a number: how many, their bytes, and how many of them had not given way before."""
-        where = f"seq <= {up_to}"
-        gone, freed = self._sum("1", where), self._sum(f"length(payload) + {ROW_BYTES}", where)
-        before = self._sum("1", f"{where} AND seq IN {_GONE}")
-        self._db.execute(f"DELETE FROM events WHERE {where}")
-        self._db.execute(f"DELETE FROM minor WHERE {where}")
-        return gone, freed, gone - before
+    def _count_dropped(self, name: str, count: int) -> None:
+        self.streams[name].dropped += count
+        self._db.execute("UPDATE streams SET dropped = dropped + ? WHERE name = ?", (count, name))
 
-    def _lowest(self) -> int | None:
-        lowest: int | None = self._db.execute("SELECT min(seq) FROM events").fetchone()[0]
-        return lowest
+    def _remove(self, name: str, up_to_seq: int) -> int:
+        """Within a transaction: events up to this number are there no more; how many those were."""
+        stream = self.streams[name]
+        gone, freed = _total(self._db, f"{name} WHERE seq <= {up_to_seq}")
+        self._db.execute(f"DELETE FROM {name} WHERE seq <= {up_to_seq}")
+        stream.count -= gone
+        stream.bytes -= freed
+        stream.first_seq = _first(self._db, name, stream.last_seq)
+        return gone
 
-    def peek(self, after_seq: int, limit: int) -> list[tuple[int, bytes]]:
-        """Up to `limit` events whose number is above `after_seq`, oldest first.
+    def peek(self, name: str, after_seq: int, limit: int) -> list[tuple[int, bytes]]:
+        """Up to `limit` events of a stream whose number is above `after_seq`, oldest first.
 
         Raises:
             StoreError: the file cannot be read.
         """
         try:
             return self._db.execute(
-                "SELECT seq, payload FROM events WHERE seq > ? ORDER BY seq LIMIT ?", (after_seq, limit)
+                f"SELECT seq, payload FROM {name} WHERE seq > ? ORDER BY seq LIMIT ?", (after_seq, limit)
             ).fetchall()
         except sqlite3.Error as error:
             raise StoreError(f"cannot read the event store {self._path}: {error}") from error
 
-    def acknowledge(self, up_to_seq: int) -> int:
-        """Forget every event up to and including this number; returns how many those were.
+    def acknowledge(self, name: str, up_to_seq: int) -> int:
+        """Forget every event of a stream up to and including this number; returns how many those were.
 
         Raises:
             StoreError: the disk refused.
         """
-        if up_to_seq < self.first_seq:
+        if up_to_seq < self.streams[name].first_seq:
             return 0
         with self._commit("acknowledge"):
-            gone, freed = self._db.execute(
-                f"SELECT count(*), coalesce(sum(length(payload) + {ROW_BYTES}), 0) FROM events WHERE seq <= ?",
-                (up_to_seq,),
-            ).fetchone()
-            self._db.execute("DELETE FROM events WHERE seq <= ?", (up_to_seq,))
-            self._db.execute("DELETE FROM minor WHERE seq <= ?", (up_to_seq,))
-        self.count -= gone
-        self.bytes -= freed
-        self._first = self._lowest()
-        return int(gone)
+            return self._remove(name, up_to_seq)
 
     def close(self) -> None:
-        """Let go of the file; nothing is lost without it."""
+        """Let go of the file; nothing is lost without it, but for what was deferred."""
         self._db.close()
 
     def __enter__(self) -> Spool:
@@ -312,3 +298,25 @@ class Spool:
     def __exit__(self, *_: object) -> None:
         """Close it."""
         self.close()
+
+
+def _total(db: sqlite3.Connection, of: str) -> tuple[int, int]:
+    """How many events there are, and their bytes."""
+    query = f"SELECT count(*), coalesce(sum(length(payload) + {ROW_BYTES}), 0) FROM {of}"
+    found: tuple[int, int] = db.execute(query).fetchone()
+    return found
+
+
+def _first(db: sqlite3.Connection, name: str, last_seq: int) -> int:
+    """Lowest number of a stream whose newest is `last_seq`."""
+    (seq,) = db.execute(f"SELECT min(seq) FROM {name}").fetchone()
+    return last_seq + 1 if seq is None else int(seq)
+
+
+def _divide(db: sqlite3.Connection) -> None:
+    """A file of before there were several streams: what it holds is the stream `events`, under its former identity."""
+    if db.execute("SELECT count(*) FROM sqlite_master WHERE name = 'meta'").fetchone()[0]:
+        db.executescript(
+            f"BEGIN IMMEDIATE; {_STREAMS} INSERT INTO streams SELECT 'events', stream, dropped FROM meta; "
+            "DROP TABLE meta; DROP TABLE IF EXISTS minor; COMMIT;"
+        )

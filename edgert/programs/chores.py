@@ -24,8 +24,8 @@ from edgert.ports.jobrun import Runs
 from edgert.ports.jobs import JobStore
 from edgert.ports.process import Layout
 from edgert.ports.spool import Spool
+from edgert.programs.events import UPLOADED, stream_of
 
-UPLOADED = "uploaded"
 LOOK_S = 1.0
 """Between two looks at the clocks: cron knows minutes."""
 
@@ -262,7 +262,8 @@ def benches(bundle: Path, config_path: Path) -> dict[Kind, Callable[[Mapping[str
 def _uploaded(spool: Spool) -> set[str]:
     """Ids of jobs whose upload is in the spool: it is there, or it has been delivered after the job was done."""
     found: set[str] = set()
-    for _, payload in spool.peek(0, spool.count):
+    stream = stream_of(UPLOADED)
+    for _, payload in spool.peek(stream, 0, spool.streams[stream].count):
         try:
             event = cbor2.loads(payload)
             if event["name"] == UPLOADED:

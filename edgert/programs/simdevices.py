@@ -8,8 +8,8 @@ once a second a line about all of them goes to standard output.
 from __future__ import annotations
 
 import argparse
+import gc
 import heapq
-import itertools
 import json
 import os
 import random
@@ -27,9 +27,8 @@ from edgert import __version__, bundle, bus, control, wire
 from edgert import device as devices
 from edgert import guard as guards
 from edgert.config import Config, parse
-from edgert.fleet import duties, policies, presence, records
+from edgert.fleet import duties, policies, presence
 from edgert.fleet.kinds import Kind
-from edgert.fleet.ledger import Found, Outcome, State
 from edgert.govern.cost import prices
 from edgert.ports.board.scenario import SCENARIOS, Scenario, make
 from edgert.ports.board.simulated import SimulatedBoard, physics_of
@@ -37,9 +36,8 @@ from edgert.ports.boardfile import load_all
 from edgert.ports.link import LinkDown, LinkUp, Received
 from edgert.ports.manylinks import Loop, Turned
 from edgert.ports.process import usage
-from edgert.ports.spool import Spool as FileSpool
 from edgert.programs import events
-from edgert.programs.chores import UPLOADED
+from edgert.programs.simdisk import Disk
 from edgert.status import document
 from edgert.values import ActorReport, Operating, Prices, Reading
 
@@ -50,7 +48,6 @@ SENSE_S, TELEMETRY_S = 30.0, 60.0
 """A device of its own looks and tells once a second: thousands on one processor cannot."""
 SPEED = 30.0
 """Scenarios pass so many times as fast as they are told: eight hours in a quarter of an hour."""
-SPOOL_BYTES = 256 << 10
 JOB_S = 2.0
 LAG_S = 0.5
 """Time of the devices goes on by so much a turn at most: on a busy machine it slows, and no actor seems hung."""
@@ -73,68 +70,6 @@ stale_s = {5 * SENSE_S}
 """
 
 
-class Spool:
-    """What `ports.spool` keeps, in memory: drop-oldest, exact numbers."""
-
-    def __init__(self, stream: str, max_bytes: int = SPOOL_BYTES) -> None:
-        """Begin empty."""
-        self.stream, self.last_seq, self.dropped, self.bytes = stream, 0, 0, 0
-        self._rows: deque[tuple[int, bytes]] = deque()
-        self._max_bytes = max_bytes
-
-    @property
-    def first_seq(self) -> int:
-        """Lowest number held; `last_seq + 1` when nothing is."""
-        return self._rows[0][0] if self._rows else self.last_seq + 1
-
-    @property
-    def count(self) -> int:
-        """Events held."""
-        return len(self._rows)
-
-    def peek(self, after_seq: int, limit: int) -> list[tuple[int, bytes]]:
-        """Up to `limit` events whose number is above `after_seq`, oldest first."""
-        skip = max(0, after_seq + 1 - self.first_seq)
-        return list(itertools.islice(self._rows, skip, skip + limit))
-
-    def append(self, payload: bytes, now_s: float) -> None:
-        """Keep an event; the oldest give way."""
-        self.last_seq += 1
-        self._rows.append((self.last_seq, payload))
-        self.bytes += len(payload)
-        while self.bytes > self._max_bytes and len(self._rows) > 1:
-            self.bytes -= len(self._rows.popleft()[1])
-            self.dropped += 1
-
-    def acknowledge(self, up_to_seq: int) -> None:
-        """Forget what a collector has."""
-        while self._rows and self._rows[0][0] <= up_to_seq:
-            self.bytes -= len(self._rows.popleft()[1])
-
-
-class Disk:
-    """What a device finds again after a power cut.
-
-    Attributes:
-        spool: events; that of `ports.spool` does as well.
-        jobs, marks, facts: records.
-        effects: id of a job -> how often it was carried out; more than once is what must never be.
-    """
-
-    def __init__(self, rng: random.Random) -> None:
-        """An empty one."""
-        self.spool: Spool | FileSpool = Spool(f"{rng.getrandbits(64):016x}")
-        self.jobs: dict[str, bytes] = {}
-        self.marks: dict[str, bytes] = {}
-        self.facts: dict[str, bytes] = {}
-        self.effects: Counter[str] = Counter()
-
-    def evidence(self) -> dict[str, Found]:
-        """Of jobs that were running when the power went."""
-        read = [records.read_job(id_, body) for id_, body in self.jobs.items() if self.effects[id_]]
-        return {job.order.id: Found(Outcome()) for job in read if job.state is State.RUNNING}
-
-
 class Make(msgspec.Struct, frozen=True, kw_only=True):
     """What all devices of a process share."""
 
@@ -152,6 +87,7 @@ class Device:
     Attributes:
         disk: see `Disk`.
         link: None while it is off.
+        session: of its newest start.
         up, up_s: the session stands, and since when (monotonic).
         slow_until_s: it does not take what the broker has for it.
         counters: of all its lives.
@@ -166,6 +102,7 @@ class Device:
             plain, device=msgspec.structs.replace(plain.device, id=f"sim-{number:05d}")
         )
         self.link: Turned | None = None
+        self.session = ""
         self.up, self.up_s = False, 0.0
         self.slow_until_s = self.off_until_s = 0.0
         self.counters: Counter[str] = Counter()
@@ -186,22 +123,20 @@ class Device:
         """Switch it on: a supervisor begins with what is on the disk."""
         disk, config, manifest = self.disk, self.config, self._common.manifest
         self._starts += 1
-        session = f"{self.rng.getrandbits(64):016x}"
+        self.session = f"{self.rng.getrandbits(64):016x}"
         world = control.open_world(
             config,
             task=manifest.task,
             n_exits=len(manifest.exits),
             note=None,
-            stream=disk.spool.stream,
-            first=disk.spool.first_seq,
-            last=disk.spool.last_seq,
+            streams={name: (each.id, each.first_seq, each.last_seq) for name, each in disk.spool.streams.items()},
             now_s=now_s,
             prices=self._common.prices,
             cores=self._board.model.cores,
         )
         device, effects = devices.open_device(world, disk.jobs, disk.marks, disk.facts, disk.evidence(), now_s)
         state, _ = policies.open_policies(config, manifest, board=None, keys=None, found=policies.Found())
-        birth = wire.Status(online=True, session=session, version=__version__, task=manifest.task)
+        birth = wire.Status(online=True, session=self.session, version=__version__, task=manifest.task)
         herald = presence.Herald(birth=birth)
         self.guard = guards.Guard(device=device, policies=state, verify=lambda *_: False, herald=herald)
         topic = guards.status_topic(config)
@@ -209,7 +144,7 @@ class Device:
             self._common.loop,
             self._common.url,
             client_id(self.id),
-            will=(topic, wire.encode(wire.Status(online=False, session=session))),
+            will=(topic, wire.encode(wire.Status(online=False, session=self.session))),
             session_expiry_s=config.broker.session_expiry_s,
             keepalive_s=60,
         )
@@ -232,7 +167,7 @@ class Device:
         self.off_until_s = now_s + off_s
         self.counters["power-cuts"] += 1
         if link is not None:
-            self.counters.update(self._named(link))
+            self._named(link, self.counters)
             link.close(goodbye=False)
 
     def cut_soon(self) -> None:
@@ -243,13 +178,20 @@ class Device:
         """It has no session, and that is meant."""
         return not self.up and (self.link is None or time.monotonic() < self.link.cut_until_s)
 
-    def faults(self) -> Counter[str]:
-        """Named faults of the link, by whoever noticed them, of all its lives."""
-        return self.counters if self.link is None else self.counters + self._named(self.link)
+    def faults(self, into: dict[str, int]) -> None:
+        """Add named faults of the link, by whoever noticed them, of all its lives."""
+        for name, count in self.counters.items():
+            into[name] = into.get(name, 0) + count
+        if self.link is not None:
+            self._named(self.link, into)
 
-    def _named(self, link: Turned) -> Counter[str]:
+    def _named(self, link: Turned, into: dict[str, int]) -> None:
+        for name, count in link.faults().items():
+            into[name] = into.get(name, 0) + count
         known = self.guard.device.world.counters
-        return Counter(link.faults()) + Counter({name: known.get(name, 0) for name in ("link-deaf", *NAMES)})
+        for name in ("link-deaf", *NAMES):
+            if name in known:
+                into[name] = into.get(name, 0) + known[name]
 
     def beat(self, now_s: float) -> None:
         """What comes without anybody sending it."""
@@ -341,11 +283,11 @@ class Device:
                     response_topic=effect.response_topic,
                     retain=effect.retain,
                 )
-            case bus.SendEvents(after, up_to, first):
-                self._send(after, up_to, first)
-            case bus.ForgetEvents(up_to):
-                disk.spool.acknowledge(up_to)
-                self._stored()
+            case bus.SendEvents():
+                self._send(effect)
+            case bus.ForgetEvents(stream, up_to):
+                disk.spool.acknowledge(stream, up_to)
+                self._stored(stream)
             case bus.Record(name, detail):
                 self.record(name, detail)
             case bus.Reconnect(why) if link is not None:
@@ -366,7 +308,7 @@ class Device:
                 disk.facts[name] = body
             case bus.DoJob(id_, kind, _):
                 if kind == Kind.UPLOAD.value:
-                    self.record(UPLOADED, {"id": id_, "status": self._document(now_s)})
+                    self.record(events.UPLOADED, {"id": id_, "status": self._document(now_s)})
                     self._done(id_, now_s)
                 else:
                     self._running.append((now_s + JOB_S * self.rng.random(), id_))
@@ -382,23 +324,26 @@ class Device:
 
     def record(self, name: str, detail: dict[str, object]) -> None:
         """Something happened that must not be lost."""
-        self.disk.spool.append(cbor2.dumps({"at_s": time.time(), "name": name, "detail": detail}), time.time())
-        self._stored()
+        payload, stream = cbor2.dumps({"at_s": time.time(), "name": name, "detail": detail}), events.stream_of(name)
+        self.disk.spool.append(stream, payload, time.time())
+        self._stored(stream)
 
-    def _stored(self) -> None:
-        self._inputs.append(bus.Stored(self.disk.spool.first_seq, self.disk.spool.last_seq))
+    def _stored(self, name: str) -> None:
+        stream = self.disk.spool.streams[name]
+        self._inputs.append(bus.Stored(name, stream.first_seq, stream.last_seq))
 
-    def _send(self, after: int, up_to: int, first: int) -> None:
-        topic = str(wire.Topic(FLEET, self.id, "evt", "device"))
-        for seq, payload in self.disk.spool.peek(after, up_to - after):
-            if seq <= up_to and self.link is not None:
-                told, _ = events.encode(self.disk.spool.stream, seq, first, payload)
+    def _send(self, wanted: bus.SendEvents) -> None:
+        topic, spool, name = str(wire.Topic(FLEET, self.id, "evt", "device")), self.disk.spool, wanted.stream
+        for seq, payload in spool.peek(name, wanted.after, wanted.up_to - wanted.after):
+            if seq <= wanted.up_to and self.link is not None:
+                told, _, _ = events.encode(spool.streams[name].id, seq, wanted.first, payload)
                 if not self.link.publish(topic, told, qos=1, content_type=wire.CONTENT_TYPE):
-                    self._inputs.append(bus.Refused(seq))
+                    self._inputs.append(bus.Refused(name, seq))
                     return
 
     def _document(self, now_s: float) -> dict[str, object]:
-        return {**document(self.guard.device.world, now_s), **duties.shown(self.guard.device.duties, now_s, self.id)}
+        device = self.guard.device
+        return {**document(device.world, now_s), **duties.shown(device.duties, now_s, self.id), "session": self.session}
 
 
 def client_id(device: str) -> str:
@@ -508,7 +453,10 @@ class Town:
                     pass
 
     def _names(self, *found: Device) -> int:
-        return sum(device.faults()[name] for device in found for name in NAMES)
+        faults: dict[str, int] = {}
+        for device in found:
+            device.faults(faults)
+        return sum(faults.get(name, 0) for name in NAMES)
 
     def _end_chaos(self, now_s: float) -> None:
         for clone, device, until_s, before in list(self.clones):
@@ -527,10 +475,11 @@ class Town:
 
     def report(self) -> dict[str, Any]:
         """Totals."""
+        streams = [stream for device in self.devices for stream in device.disk.spool.streams.values()]
         effects = [count for device in self.devices for count in device.disk.effects.values()]
-        faults: Counter[str] = Counter()
+        faults: dict[str, int] = {}
         for device in self.devices:
-            faults.update(device.faults())
+            device.faults(faults)
         cpu_s, rss_bytes = usage()
         return {
             "devices": len(self.devices),
@@ -541,9 +490,9 @@ class Town:
             "away": sum(device.away() for device in self.devices),
             "effects": sum(effects),
             "duplicate_effects": sum(count - 1 for count in effects),
-            "events_waiting": sum(device.disk.spool.count for device in self.devices),
-            "events_dropped": sum(device.disk.spool.dropped for device in self.devices),
-            "events_recorded": sum(device.disk.spool.last_seq for device in self.devices),
+            "events_waiting": sum(stream.count for stream in streams),
+            "events_dropped": sum(stream.dropped for stream in streams),
+            "events_recorded": sum(stream.last_seq for stream in streams),
             "clones": len(self.clones),
             "clones_named": self.named,
             "clones_unnamed": self.unnamed,
@@ -578,7 +527,7 @@ def main(argv: list[str] | None = None) -> int:
     manifest = bundle.read(args.bundle.read_bytes()).manifest
     town = Town(args.url, args.first, args.count, args.seed, manifest)
     os.set_blocking(sys.stdin.fileno(), False)
-    poller, said_s, rest, ended = select.poll(), 0.0, b"", False
+    poller, said_s, rest, ended, settled = select.poll(), 0.0, b"", False, False
     poller.register(sys.stdin.fileno(), select.POLLIN)
     while not ended:
         town.turn(0.05)
@@ -591,7 +540,13 @@ def main(argv: list[str] | None = None) -> int:
                 town.befall(order["do"], order["count"], order["for_s"])
         if time.monotonic() >= said_s:
             said_s = time.monotonic() + 1.0
-            print(json.dumps(town.report()), flush=True)
+            told = town.report()
+            print(json.dumps(told), flush=True)
+            if not settled and told["up"] == told["devices"]:
+                # A full collection looks at all that thousands of devices remember, for seconds: not at this any more.
+                settled = True
+                gc.collect()
+                gc.freeze()
     town.close()
     return 0
 

@@ -28,6 +28,7 @@ from edgert import wire
 from edgert.errors import LinkError, MessageError
 from edgert.fleet.kinds import Kind
 from edgert.fleet.ledger import ENDS
+from edgert.fleet.presence import Sighting, saw_status
 from edgert.fleet.session import Collector, LinkRules, collect
 from edgert.ports import broker as brokers
 from edgert.ports.link import LinkDown, LinkUp, Received
@@ -82,6 +83,7 @@ class Head:
     Attributes:
         up: its session stands.
         born: device -> how often it said that it is there.
+        sightings: device -> what whoever looks on believes of it.
         collected: device -> the receiver's state.
         delivered: events.
         uploads: job -> how often its upload was delivered.
@@ -95,6 +97,7 @@ class Head:
         """Connect, and stay connected."""
         self.up = False
         self.born: Counter[str] = Counter()
+        self.sightings: dict[str, Sighting] = {}
         self.collected: dict[str, Collector] = {}
         self.uploads: Counter[str] = Counter()
         self.sent: dict[str, tuple[str, str, float]] = {}
@@ -159,8 +162,10 @@ class Head:
     def _hear(self, topic: wire.Topic, payload: bytes, kept: bool) -> None:
         match topic.channel:
             case "status":
+                status, _ = wire.decode(payload, wire.Status)
+                self.sightings[topic.device] = saw_status(self.sightings.get(topic.device, Sighting()), status)
                 # What the broker kept tells of a session that may be over.
-                self.born[topic.device] += wire.decode(payload, wire.Status)[0].online and not kept
+                self.born[topic.device] += status.online and not kept
             case "tele":
                 begun_s = self._asked.pop(wire.decode(payload, wire.CommandReply)[0].id, None)
                 if begun_s is not None:
@@ -296,6 +301,7 @@ class Fleet:
         return {
             **total,
             "faults": dict(sorted(faults.items())),
+            "believed": sum(sighting.online is True for sighting in head.sightings.values()),
             "commands": len(head.sent) + len(head.ended),
             "commands_open": len(head.sent),
             "events_delivered": head.delivered,
@@ -371,7 +377,7 @@ def live(fleet: Fleet, told: Callable[[float, dict[str, Any], list[str]], None])
         totals = fleet.totals()
         if over and back_s is None:
             quiet = not fleet.head.sent and totals.get("events_waiting") == 0 and not totals.get("clones")
-            quiet = quiet and totals["up"] + totals["away"] >= totals["devices"]
+            quiet = quiet and totals["up"] + totals["away"] >= totals["devices"] and totals["believed"] >= totals["up"]
             busy_s = busy_s if quiet else now_s
             if now_s >= busy_s + QUIET_S or now_s >= end_s + SETTLE_S:
                 break
@@ -411,6 +417,7 @@ def broken(totals: dict[str, Any]) -> list[str]:
     """
     lost = totals["events_skipped"] - totals["events_dropped"]
     missing = totals["devices"] - totals["up"] - totals["away"]
+    unseen = totals["up"] - totals["believed"]
     faults = {
         f"{totals['duplicate_effects']} jobs were carried out more than once": totals["duplicate_effects"],
         f"{lost} events were lost beyond those that gave way": lost > 0,
@@ -418,6 +425,7 @@ def broken(totals: dict[str, Any]) -> list[str]:
         f"{totals['events_waiting']} events still wait": totals["events_waiting"],
         f"{totals['clones_unnamed']} clones were not noticed": totals["clones_unnamed"],
         f"{missing} devices have no session": missing > 0,
+        f"{unseen} devices are there and believed to be gone": unseen > 0,
         f"{totals['malformed']} messages could not be read": totals["malformed"],
     }
     return [why for why, so in faults.items() if so]

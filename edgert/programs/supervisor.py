@@ -14,14 +14,13 @@ import time
 from collections import deque
 from pathlib import Path
 
-import cbor2
 import msgspec
 
 from edgert import __version__, bus, control, wire
 from edgert import bundle as bundles
 from edgert import device as devices
 from edgert import guard as guards
-from edgert.children import roles
+from edgert.children import roles, silent
 from edgert.config import Config
 from edgert.errors import ArtifactError, ConfigError, LinkError, StoreError, UsageError
 from edgert.fleet import duties, policies, presence
@@ -29,7 +28,7 @@ from edgert.govern.cost import prices
 from edgert.hardware import BoardFile
 from edgert.ports import boardfile, ipc
 from edgert.ports.board import Board, open_board
-from edgert.ports.children import Children
+from edgert.ports.children import Children, waited_s
 from edgert.ports.credentials import address_of
 from edgert.ports.desk import Desk
 from edgert.ports.limits import Limits, Standing, Wanted, asymmetric
@@ -99,7 +98,7 @@ class Supervisor:
         self.told = 0  # status documents
         self.pause_fault = ""  # why a restart would not find what a person said last
         self.owes_ready = False  # the brain says it once; the service manager may be too busy to take it
-        self.spool = Spool(layout.spool, config.spool.max_bytes, max_age_s=config.spool.max_age_s)
+        self.spool = Spool(layout.spool, events.bounds(config.spool))
         self.board: Board = open_board(config)
         self.limits = Limits(config.limits.socket if config.limits.enabled else None)
         self.standing = Standing()
@@ -119,9 +118,7 @@ class Supervisor:
             task=manifest.task,
             n_exits=len(manifest.exits),
             note=note,
-            stream=self.spool.stream,
-            first=self.spool.first_seq,
-            last=self.spool.last_seq,
+            streams={name: (each.id, each.first_seq, each.last_seq) for name, each in self.spool.streams.items()},
             now_s=now_s,
             adopted=adopted,
             paused=layout.paused.exists(),
@@ -178,6 +175,8 @@ class Supervisor:
             "device %s, fleet %s, broker %s", self.config.device.id, self.config.device.fleet, self.config.broker.url
         )
         self.mqtt.subscribe([(topic, 1) for topic in guards.subscriptions(self.config)])
+        offers = [(policies.offer_topic(self.config), 1)]
+        self.mqtt.subscribe(offers, known=lambda: policies.offer_known(self.guard.policies))
         self.mqtt.subscribe([(guards.status_topic(self.config), 0)])
         self.mqtt.start()
         sense_s = telemetry_s = look_s = time.monotonic()
@@ -185,28 +184,34 @@ class Supervisor:
         self.inputs.append(bus.Tick())
         while not stopping:
             now_s = time.monotonic()
+            pace = control.pace(self.world, now_s)
+            sense_s = min(sense_s, now_s + pace * self.config.govern.period_s)  # what wakes up is looked at at once
             if now_s >= sense_s:
-                sense_s = now_s + self.config.govern.period_s
+                sense_s = now_s + pace * self.config.govern.period_s
                 rtt_s = self.mqtt.rtt_s()
                 readings = msgspec.structs.replace(self.board.read(now_s), link_rtt_s=Reading(rtt_s))
-                self.inputs.append(bus.Sensed(readings, _clock(), self.carried_bytes, usage()[1]))
+                starved = {role: waited_s(pid) for role, pid in silent(self.world.children, now_s).items()}
+                waited = {role: seconds for role, seconds in starved.items() if seconds is not None}
+                self.inputs.append(bus.Sensed(readings, _clock(), self.carried_bytes, usage()[1], waited))
                 self._ask_limits(now_s)
             if now_s >= settle_s:
                 settle_s = now_s + events.PATIENT_S
                 self._settle_events()
             if now_s >= look_s:
-                look_s = now_s + chores.LOOK_S
+                look_s = now_s + pace * chores.LOOK_S
                 self.inputs.append(self.chores.timed())
             if now_s >= telemetry_s:
-                telemetry_s = now_s + (1.0 if self.world.budget is None else self.world.budget.telemetry_s)
+                telemetry_s = now_s + max(pace, self.world.budget.telemetry_s if self.world.budget else 1.0)
                 self._publish_telemetry()
             self._step_all()
+            self.mqtt.done()  # an order is acknowledged once it is on the disk
             wake_s = min(control.wake_s(self.world, now_s), self.desk.wake_s(), sense_s, telemetry_s, look_s)
             ready = self.selector.select(max(0.0, wake_s - time.monotonic()))
+            listened_s = time.monotonic()
             for key, _ in ready:
                 self._hear(key.fileobj)
             self._flush()
-            self.inputs.append(bus.Tick())
+            self.inputs.append(bus.Tick(listened_s))
             if not self.mqtt.revive():
                 raise LinkError("the thread that talks to the broker hangs: restarting the supervisor")
         return self._stop()
@@ -235,10 +240,10 @@ class Supervisor:
                     retain=effect.retain,
                 )
                 self._count_bytes(sent, effect.topic, effect.payload)
-            case bus.SendEvents(after, up_to, first):
-                self._send_events(after, up_to, first)
-            case bus.ForgetEvents(up_to):
-                self._forget_events(up_to)
+            case bus.SendEvents():
+                self._send_events(effect)
+            case bus.ForgetEvents(stream, up_to):
+                self._forget_events(stream, up_to)
             case bus.Record(name, detail):
                 self._record(name, detail)
             case bus.Start(role):
@@ -314,7 +319,7 @@ class Supervisor:
     def _upload(self, id_: str) -> None:
         """What an operator asks for first, as an event that is not lost; the event is its own evidence."""
         status = {**self._document(), "log": self.tail.lines()}
-        kept = self._record(chores.UPLOADED, {"id": id_, "status": status})
+        kept = self._record(events.UPLOADED, {"id": id_, "status": status})
         self.inputs.append(bus.JobDone(id_, "" if kept else "the event store took nothing"))
 
     def _show_log(self, id_: str, lines: int) -> None:
@@ -344,55 +349,58 @@ class Supervisor:
         """Make an event durable. A disk that takes nothing costs the event, not the device."""
         log.info("%s %s", name, str(detail)[:2000])
         try:
-            event = cbor2.dumps({"at_s": time.time(), "name": name, "detail": detail})
-            if name in events.PATIENT:
-                self.spool.defer(event, time.time())
-            else:
-                self.spool.append(event, time.time(), minor=name in events.MINOR)
+            events.record(self.spool, name, detail, time.time())
         except (StoreError, UsageError) as error:
             self._store_fault("event-lost", f"{name}: {error}")
             return False
-        self.inputs.append(bus.Stored(self.spool.first_seq, self.spool.last_seq))
+        self._stored()
         return True
+
+    def _stored(self) -> None:
+        """The brain compares: a write of one stream brings what was deferred of others."""
+        for name, stream in self.spool.streams.items():
+            self.inputs.append(bus.Stored(name, stream.first_seq, stream.last_seq))
 
     def _settle_events(self) -> None:
         """Write what could wait."""
         try:
             if self.spool.settle():
-                self.inputs.append(bus.Stored(self.spool.first_seq, self.spool.last_seq))
+                self._stored()
         except StoreError as error:
             self._store_fault("event-lost", error)
 
-    def _forget_events(self, up_to: int) -> None:
+    def _forget_events(self, stream: str, up_to: int) -> None:
         try:
-            self.spool.acknowledge(up_to)
+            self.spool.acknowledge(stream, up_to)
         except StoreError as error:
             # They stay until the next acknowledgement; a successor would send them again, and collectors count.
             self._store_fault("events-not-forgotten", error)
             return
-        self.inputs.append(bus.Stored(self.spool.first_seq, self.spool.last_seq))
+        self._stored()
 
     def _store_fault(self, name: str, why: object) -> None:
         self.store_faults[name] = self.store_faults.get(name, 0) + 1
         log.error("%s: %s", name, why)
 
-    def _send_events(self, after: int, up_to: int, first: int) -> None:
-        device = self.config.device
+    def _send_events(self, wanted: bus.SendEvents) -> None:
+        device, name = self.config.device, wanted.stream
         topic = str(wire.Topic(device.fleet, device.id, "evt", "device"))
         try:
-            stored = self.spool.peek(after, up_to - after)
+            stored = self.spool.peek(name, wanted.after, wanted.up_to - wanted.after)
         except StoreError as error:
             self._store_fault("events-not-read", error)
-            self.inputs.append(bus.Refused(after + 1))
+            self.inputs.append(bus.Refused(name, wanted.after + 1))
             return
         for seq, payload in stored:
-            if seq > up_to:
+            if seq > wanted.up_to:
                 break
-            event, why = events.encode(self.spool.stream, seq, first, payload)
-            if why:
-                self._store_fault(events.EVENT_UNREADABLE, why)
+            event, fault, why = events.encode(
+                self.spool.streams[name].id, seq, wanted.first, payload, self.mqtt.max_payload_bytes(topic)
+            )
+            if fault:
+                self._store_fault(fault, why)
             if not self.mqtt.publish(topic, event, qos=1, content_type=wire.CONTENT_TYPE):
-                self.inputs.append(bus.Refused(seq))
+                self.inputs.append(bus.Refused(name, seq))
                 return
             self._count_bytes(True, topic, event)
 
@@ -417,7 +425,7 @@ class Supervisor:
     def _own_cost(self) -> dict[str, object]:
         cpu_s, rss_bytes = usage()
         own = {"pid": os.getpid(), "cpu_s": cpu_s, "rss_bytes": rss_bytes, "link_faults": self.mqtt.faults()}
-        store = {"spool_dropped": self.spool.dropped, "store_faults": {**self.store_faults, **self.chores.faults}}
+        store = {**events.shown(self.spool), "store_faults": {**self.store_faults, **self.chores.faults}}
         limits = {"limits": msgspec.to_builtins(self.standing)} if self.config.limits.enabled else {}
         return {"supervisor": own, "session": self.session, **store, **limits}
 
@@ -441,7 +449,7 @@ class Supervisor:
             self.children.bury(source)
 
     def _hear_broker(self) -> None:
-        for event in self.mqtt.events():
+        for event in self.mqtt.events(done=False):
             match event:
                 case LinkUp():
                     self.inputs.append(bus.LinkUp())

@@ -3,6 +3,7 @@ from __future__ import annotations
 import datetime
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,12 @@ from edgert.config import commented_default
 from edgert.errors import ConfigError
 from edgert.ports import broker as brokers
 from edgert.ports import ca as authority
+from edgert.ports.link import parse_url
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 pytest.importorskip("cryptography", reason="edgert[trust] is not installed: no certificate was made")
 NOW = datetime.datetime.now(datetime.timezone.utc)
@@ -92,6 +99,24 @@ def test_one_that_the_broker_does_not_take_changes_nothing(folder_of_ca: Path, p
     words = ["install", str(other.folder / "devices" / "d1.pem"), "--config", str(config), "--timeout-s", "3"]
     assert ca.ca(words) == RETRY_LATER
     assert (home / "d1.pem").read_bytes() == former
+
+
+@pytest.mark.system
+def test_what_it_says_is_to_be_configured_is_right(
+    folder_of_ca: Path, port: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ca.ca(["device", str(folder_of_ca), "d9"]) == OK
+    said = tomllib.loads(capsys.readouterr().out.partition("alone:\n")[2])
+    assert said["device"] == {"id": "d9", "fleet": "f"}
+    assert said["broker"]["url"] == f"mqtts://127.0.0.1:{port}" and said["broker"]["key_file"] == "d9.key"
+    assert ca.ca(["staff", str(folder_of_ca), "bob"]) == OK
+    url = capsys.readouterr().out.rpartition("--broker '")[2].rstrip("'\n")
+    assert ca.try_link(parse_url(url), "bob-tries", 20.0) == ""
+
+
+def test_a_folder_that_is_none_of_an_authority_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="ca new"):
+        authority.Authority(tmp_path).fleet()
 
 
 def test_one_that_is_not_this_devices_is_not_even_tried(folder_of_ca: Path) -> None:

@@ -11,7 +11,7 @@ import cbor2
 import pytest
 
 from edgert import cli
-from edgert.ports.spool import Spool
+from edgert.programs.events import opened
 
 CANARIES = ("canary-password", "canary-key-line", "canary-in-a-comment", "canary-in-an-url", "canary-token")
 
@@ -26,10 +26,10 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).chmod(0o600)
     state = tmp_path / "state"
     state.mkdir()
-    with Spool(state / "events.db", 1 << 20) as spool:
+    with opened(state / "events.db") as spool:
         for n in range(3):
             detail = {"why": f"mqtt://u:canary-in-an-url@h said canary-password, token=canary-token {n}"}
-            spool.append(cbor2.dumps({"at_s": 1.0, "name": "link-lost", "detail": detail}), 1.0)
+            spool.append("events", cbor2.dumps({"at_s": 1.0, "name": "link-lost", "detail": detail}), 1.0)
     (state / "checkpoint").write_bytes(b"canary-key-line")  # a file's content is nobody's business
     bin_ = tmp_path / "bin"
     bin_.mkdir()
@@ -78,8 +78,8 @@ def test_everything_is_there_and_no_secret(planted: Path, tmp_path: Path, capsys
     assert "checkpoint" in found["files.txt"]
     assert json.loads(found["versions.json"])["packages"]["msgspec"]
     assert out.stat().st_mode & 0o777 == 0o600
-    with Spool(tmp_path / "state" / "events.db", 1 << 20) as spool:
-        assert spool.last_seq == 3  # what is copied is left as it was
+    with opened(tmp_path / "state" / "events.db") as spool:
+        assert spool.streams["events"].last_seq == 3  # what is copied is left as it was
 
 
 def test_without_a_configuration_there_is_still_something(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -146,7 +146,7 @@ def test_schedules_are_added_listed_and_removed(say: Any, peer: Peer) -> None:
         (["schedule", "add", "x", "train", "--every-s", "1"], "every_s"),
         (["job", "start", "fetch", "--arg", "for_s=-1"], "for_s"),
         (["job", "start", "train", "--battery-above", "7"], "battery_above_frac"),
-        (["job", "start", "train", "--arg", "x"], "TOML"),
+        (["job", "start", "train", "--arg", "x"], "write name=value"),
         (["job", "start", "train", "--bundle", "x"], "only a job of kind update"),
         (["twin", "set", "broker.url=1"], "cannot be set from afar"),
         (["twin", "set", "--unset", "labels"], "not set"),

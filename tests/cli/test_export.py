@@ -146,6 +146,7 @@ def test_figures_go_to_files_and_to_home_assistant(
         for topic in said:
             home.publish(topic, b"", qos=1, retain=True)
     assert said[f"edgert-home/{one.fleet}/a/availability"].payload == b"online"
+    assert said[f"edgert-home/{one.fleet}/-/availability"].payload == b"offline", "it left"
     assert f"ha-{one.fleet}/sensor/edgert-{one.fleet}-a/temp_c/config" in said
     assert f'edgert_device_temperature_celsius{{device="a",fleet="{one.fleet}"}} 41.0' in prom.read_text()
     head, *rows = telemetry.read_text().splitlines()

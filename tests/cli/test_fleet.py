@@ -95,7 +95,7 @@ def test_silence_and_nonsense_are_no_reply(device: Any, mosquitto: Any, capsys: 
     [
         (["max_power_w=-1"], "max_power_w"),
         (["no_goal=1"], "no such goal"),
-        (["last_until=18:00"], "text in quotes"),
+        (["last_until"], "write name=value"),
         (["last_until='later'"], 'must be a time such as "18:00", or hours'),
         (["max_power_w=nan"], "max_power_w: is nan; must be a number"),
         (["--valid-s", "0"], "valid_s"),
@@ -130,6 +130,12 @@ def test_names_that_are_no_topic_segment_are_refused(arguments: list[str]) -> No
 def test_what_no_device_could_obey_is_not_sent(arguments: list[str], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         fleet.main(["exits", "--device", "a", "--broker", "mqtt://127.0.0.1:1", *arguments])
+
+
+def test_devices_named_one_after_the_other_are_all_meant() -> None:
+    words = ["logs", "--broker", "x", "--device", "a", "b", "--device", "c", "--label", "x", "--label", "y=z"]
+    args = fleet._parse(words)
+    assert (args.device, args.label) == (["a", "b", "c"], ["x", "y=z"])
 
 
 def test_endless_patience_is_taken_for_what_it_is(device: Any, mosquitto: Any) -> None:

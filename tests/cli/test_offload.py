@@ -80,10 +80,10 @@ def test_every_obstacle_has_its_words():
     import inspect
     import re
 
-    from edgert.programs.mind import Mind
+    from edgert.programs.offload.chooser import Chooser
 
-    named = set(re.findall(r'return "([a-z-]+)"', inspect.getsource(Mind._obstacles)))
-    named |= set(re.findall(r'"(failed|deadline)"', inspect.getsource(Mind._obstacles)))
+    named = set(re.findall(r'return "([a-z-]+)"', inspect.getsource(Chooser._obstacles)))
+    named |= set(re.findall(r'"(failed|deadline)"', inspect.getsource(Chooser._obstacles)))
     assert named == offload._OBSTACLES.keys()
 
 

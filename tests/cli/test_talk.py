@@ -36,8 +36,14 @@ def test_nothing_that_a_device_says_commands_a_terminal() -> None:
 
 def test_names_and_values_are_read_as_in_a_configuration() -> None:
     assert talk.read_toml(["a.b=1", 'c="x"'], "--arg") == {"a": {"b": 1}, "c": "x"}
+    assert talk.read_toml(["a=north", "b=18:00 h", "c=true", "d=[1]"], "--arg") == {
+        "a": "north",
+        "b": "18:00 h",
+        "c": True,
+        "d": [1],
+    }
     with pytest.raises(ConfigError, match="--arg"):
-        talk.read_toml(["a=x"], "--arg")
+        talk.read_toml(["a"], "--arg")
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "+", "#", "-x", "x" * 65])

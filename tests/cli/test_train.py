@@ -32,7 +32,9 @@ class Supervisor:
 
     def __init__(self, path: Path) -> None:
         config = parse(path.read_text(), "x")
-        self.world = control.open_world(config, task="t", n_exits=3, note=None, stream="s", first=1, last=0, now_s=0.0)
+        self.world = control.open_world(
+            config, task="t", n_exits=3, note=None, streams={"events": ("s", 1, 0)}, now_s=0.0
+        )
         self.answers = "candidate 5 accepted; checkpoint 8"
         self.code: str | None = "done"
         self.leave = threading.Event()

@@ -30,7 +30,9 @@ def config_file() -> Iterator[Path]:
 
 def document(config: Config) -> dict[str, Any]:
     """The real one, of a supervisor that has just heard its actor."""
-    world = control.open_world(config, task="breakout", n_exits=3, note=None, stream="s", first=1, last=0, now_s=0.0)
+    world = control.open_world(
+        config, task="breakout", n_exits=3, note=None, streams={"events": ("s", 1, 0)}, now_s=0.0
+    )
     report = ActorReport(
         pid=7, ticks=100, missed=1, safe=0, exits=[50, 30, 20], latency_p50_s=1e-3, latency_p99_s=2e-3,
         latency_max_s=3e-3, episodes=1, returns=[4.0], faults={}, generation=0, acting=True, first_action_s=1.5,

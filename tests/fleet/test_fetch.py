@@ -230,7 +230,8 @@ def test_a_chunk_is_found_by_its_topic_and_no_other_is() -> None:
     offer = offer_of(content(9000))
     for k in range(3):
         assert fetch.index_of(wire.parse_topic(fetch.topic("f", offer.sha256, k)).id, offer) == k
-    for strange in ("-", f"{offer.sha256[:32]}.3", f"{offer.sha256[:32]}.", "0" * 32 + ".0", f"{offer.sha256[:32]}.1x"):
+    name = offer.sha256[: fetch.NAME_DIGITS]
+    for strange in ("-", f"{name}.3", f"{name}.", "0" * fetch.NAME_DIGITS + ".0", f"{name}.1x", f"{name}0.1"):
         assert fetch.index_of(strange, offer) is None
 
 

@@ -23,7 +23,9 @@ def test_each_sensor_is_found_under_a_topic_of_its_own_and_says_where_its_value_
     config = json.loads(found["ha/sensor/edgert-f-arm_7/temp_c/config"])
     assert config["device_class"] == "temperature" and config["unit_of_measurement"] == "°C"
     said = homeassistant.values("f", ROW)
-    assert config["availability_topic"] in said
+    device, exporter = (each["topic"] for each in config["availability"])
+    assert device in said and config["availability_mode"] == "all"
+    assert exporter == "edgert-home/f/-/availability", "an exporter that has died can say nothing of the devices"
     assert json.loads(said[config["state_topic"]])["temp_c"] == 41.0
     assert config["value_template"] == "{{ value_json.temp_c }}"
     ids = {json.loads(payload)["unique_id"] for payload in found.values()}

@@ -162,6 +162,26 @@ def test_an_empty_offer_takes_the_former_back() -> None:
     assert state.updates.document.stage == "withdrawn" and names(effects) == ["update-withdrawn"]
 
 
+def test_an_offer_need_not_come_again_while_its_policy_is_fetched_and_at_any_other_time_it_does() -> None:
+    state = opened()
+    assert not policies.offer_known(state)
+    state, _ = receive(state, "offer", say(wire.encode(offer_of(file_of()))))
+    assert not policies.offer_known(state), "a power cut would take it along"
+    state, _ = policies.stepped(state, offers.Noted(), 0.0)
+    assert policies.offer_known(state)
+    again, _ = policies.open_policies(
+        CONFIG,
+        manifest(),
+        board=None,
+        keys=KEYS,
+        found=policies.Found(note=msgspec.json.encode(state.updates.document)),
+    )
+    assert policies.offer_known(again), "it is found again after a restart"
+    state, _ = receive(state, "offer", b"")
+    state, _ = policies.stepped(state, offers.Noted(), 0.0)
+    assert state.updates.document.stage == "withdrawn" and not policies.offer_known(state)
+
+
 def test_a_chunk_that_nobody_asked_for_changes_nothing() -> None:
     state = opened()
     assert receive(state, "chunk", b"junk", "0" * 32 + ".0") == (state, [])

@@ -49,6 +49,10 @@ def test_a_device_is_known_by_all_that_is_said_of_it() -> None:
     assert roster.row("d", entries["d"], (), 1.0)["jobs"] == 0
 
 
+def test_what_is_counted_stays_a_whole_number() -> None:
+    assert [repr(roster.number({"n": value}, "n")) for value in (3, 0.5, True, "3")] == ["3", "0.5", "None", "None"]
+
+
 def test_nothing_known_is_no_number() -> None:
     row = roster.row("d", Entry(), (), 0.0)
     assert row["state"] == "unknown" and all(row[name] is None for name in roster.FIGURES)

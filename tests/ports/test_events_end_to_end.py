@@ -23,7 +23,7 @@ from edgert.fleet.session import (
     step_outbox,
 )
 from edgert.ports.mqtt import LinkDown, LinkUp, Mqtt, Received
-from edgert.ports.spool import Spool
+from edgert.ports.spool import Bounds, Spool
 
 pytestmark = pytest.mark.system
 SWIFT = LinkRules(base_s=0.05, cap_s=0.2)
@@ -33,8 +33,9 @@ class Device:
     rules = OutboxRules(window=8, timeout_s=0.3, timeout_cap_s=0.6, hold_s=0.05)
 
     def __init__(self, url, path):
-        self.spool = Spool(path, 1 << 20)
-        self.box = open_outbox(self.spool.stream, self.spool.first_seq, self.spool.last_seq, self.rules)
+        self.spool = Spool(path, {"events": Bounds(max_bytes=1 << 20)})
+        self.stream = self.spool.streams["events"]
+        self.box = open_outbox(self.stream.id, self.stream.first_seq, self.stream.last_seq, self.rules)
         self.mqtt = Mqtt(url, "device", rules=SWIFT).start()
         self.mqtt.subscribe([("ack", 1)])
 
@@ -43,17 +44,17 @@ class Device:
         for effect in effects:
             match effect:
                 case Send(after=after, up_to=up_to, first=first):
-                    for seq, payload in self.spool.peek(after, up_to - after):
-                        facts = [("stream", self.spool.stream), ("first", str(first)), ("seq", str(seq))]
+                    for seq, payload in self.spool.peek("events", after, up_to - after):
+                        facts = [("stream", self.stream.id), ("first", str(first)), ("seq", str(seq))]
                         if not self.mqtt.publish("event", payload, qos=1, user=facts):
                             self.step(Refused(seq))
                             break
                 case Forget(up_to=up_to):
-                    self.spool.acknowledge(up_to)
+                    self.spool.acknowledge("events", up_to)
 
     def happen(self, payload):
-        self.spool.append(payload, time.time())
-        self.step(Stored(self.spool.first_seq, self.spool.last_seq))
+        self.spool.append("events", payload, time.time())
+        self.step(Stored(self.stream.first_seq, self.stream.last_seq))
 
     def turn(self):
         for event in self.mqtt.events():
@@ -112,7 +113,7 @@ def test_every_event_arrives_once_and_in_order(fresh_mosquitto, tmp_path, until)
                     device.spool.close()
                     device = Device(fresh_mosquitto.url, path)
         until(lambda: settled(150), "delivery of every event")
-        until(lambda: turn() or device.spool.count == 0, "an empty store")
+        until(lambda: turn() or device.stream.count == 0, "an empty store")
         assert operator.delivered == [b"%d" % n for n in range(150)]
         assert operator.collector.skipped == 0
     finally:

@@ -209,6 +209,24 @@ def test_only_http_is_spoken(url: str) -> None:
     assert isinstance(ended, Ended) and ended.why
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://user:canary@127.0.0.1:1/a?token=canary#canary",
+        "http://h/a b?canary",
+        "ftp://h/?canary",
+        "http://[canary/",
+    ],
+)
+def test_no_error_repeats_what_may_let_somebody_in(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgert.ports.fetch.TRIES_MAX", 1)
+    source = Http(offer_of(content(9), url), [0], 1 << 20, retry_s=0.001)
+    source.start()
+    with contextlib.closing(source):
+        (ended,) = wait_for(source, 30.0)
+    assert isinstance(ended, Ended) and ended.why and "canary" not in ended.why
+
+
 def test_patience_ends() -> None:
     source = Http(offer_of(content(9), "http://127.0.0.1:1/"), [0], 1 << 20, retry_s=60.0)
     source.start()

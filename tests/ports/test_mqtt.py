@@ -266,6 +266,47 @@ def test_a_cut_link_continues_its_session(fresh_mosquitto, client, tcp_link):
     c.hear(b"meanwhile")
 
 
+@pytest.mark.parametrize("done", [True, False])
+def test_what_an_owner_had_not_seen_to_when_it_died_is_sent_again(fresh_mosquitto, client, until, done):
+    c = client(fresh_mosquitto.url, "mortal").up()
+    c.hears("edgert/order")
+    client(fresh_mosquitto.url, "speaker").up().say("edgert/order", b"order")
+    taken = []
+
+    def took(kind):
+        taken.extend(c.mqtt.events(done=False))
+        return any(isinstance(event, kind) for event in taken)
+
+    until(lambda: took(Received))
+    if done:
+        c.mqtt.done()
+    assert c.mqtt.publish("edgert/nobody", b"x", qos=1, token=1)
+    until(lambda: took(Published))  # whatever is acknowledged is by now
+    c.mqtt.close(goodbye=False)
+    again = client(fresh_mosquitto.url, "mortal").up()
+    again.say("edgert/order", b"echo")
+    again.until(lambda: b"echo" in again.got(), "the echo")
+    assert again.got() == ([] if done else [b"order"]) + [b"echo"]
+
+
+@pytest.mark.parametrize("expiry_s", [60, 0])
+def test_what_is_known_comes_again_only_where_the_session_was_forgotten(fresh_mosquitto, client, tcp_link, expiry_s):
+    link, knows = tcp_link(fresh_mosquitto.port), []
+    client(fresh_mosquitto.url, "speaker").up().say("edgert/kept", b"kept", retain=True)
+    c = client(link.url, "knower", rules=LinkRules(base_s=0.5), session_expiry_s=expiry_s)
+    c.mqtt.subscribe([("edgert/kept", 1)], known=lambda: bool(knows))
+    c.hear(b"kept")
+    c.say("edgert/nobody")  # by now it is acknowledged, and not to be sent again
+    knows.append(True)
+    link.cut()
+    c.up(2).say("edgert/kept", b"echo")  # whatever comes of the subscription comes before
+    c.until(lambda: b"echo" in c.got(), "the echo")
+    assert c.got() == [b"kept"] * (1 if expiry_s else 2) + [b"echo"]
+    knows.clear()
+    link.cut()
+    c.up(3).until(lambda: c.got()[-1] == b"kept", "what is known no more")
+
+
 # ---- trap 7: a broker that is down, or refuses
 
 

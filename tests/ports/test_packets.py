@@ -6,7 +6,7 @@ from paho.mqtt.packettypes import PacketTypes
 
 from edgert.errors import UsageError
 from edgert.ports import packets
-from edgert.ports.link import Address, Received
+from edgert.ports.link import Address, Received, Wanted
 
 ADDRESS = Address(host="h", port=1, username="u", password="p")
 
@@ -41,3 +41,10 @@ def test_what_came_is_told_in_words_of_ours() -> None:
     message.properties, _ = packets.properties(PacketTypes.PUBLISH, UserProperty=[("a", "1")], CorrelationData=b"c")
     told = packets.received(message)
     assert (told.user, told.correlation) == ((("a", "1"),), b"c")
+
+
+def test_what_is_known_is_said_to_be_where_it_can_be_said() -> None:
+    wanted = {"a": Wanted(1, lambda: True), "b": Wanted(0, lambda: False)}
+    assert packets.filters(wanted, v5=False) == [("a", 1), ("b", 0)]
+    said = {name: (each.QoS, each.retainHandling) for name, each in packets.filters(wanted, v5=True)}
+    assert said == {"a": (1, 1), "b": (0, 0)}

@@ -4,7 +4,20 @@ import json
 
 import pytest
 
-from edgert.ports.redact import GONE, redacted
+from edgert.ports.redact import GONE, address, redacted
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://u:p@h:8443/a/b.edgert?X-Signature=s&t=1#f", "https://h:8443/a/b.edgert"),
+        ("http://a@b@h/", "http://h/"),
+        ("", ""),
+        ("http://[half/?t=s", GONE),
+    ],
+)
+def test_an_address_says_where_it_leads_and_not_who_may_go_there(url: str, shown: str) -> None:
+    assert address(url) == shown
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import cbor2
 import pytest
 
 from edgert import bus, wire
@@ -23,8 +22,7 @@ from edgert.fleet.kinds import Kind
 from edgert.fleet.ledger import Found, Job, Order, Outcome, State
 from edgert.ports.jobrun import Runs
 from edgert.ports.jobs import JobStore
-from edgert.ports.spool import Spool
-from edgert.programs import chores
+from edgert.programs import chores, events
 from edgert.programs.chores import Chores, Tail, benches
 
 
@@ -33,7 +31,7 @@ class Desk:
 
     def __init__(self, folder: Path) -> None:
         self.layout: Any = SimpleNamespace(jobs=folder / "jobs.db", outcomes=folder / "jobs")
-        self.spool = Spool(folder / "events.db", 1 << 20)
+        self.spool = events.opened(folder / "events.db")
         self.selector = selectors.DefaultSelector()
         self.put: list[bus.FleetInput] = []
         self.chores = Chores(self.layout, self.spool, self.selector, self.put.append)
@@ -194,8 +192,8 @@ def test_an_upload_in_the_spool_is_its_evidence(open_desk):
     desk = open_desk()
     for id_ in ("u1", "u2"):
         desk.perform(bus.WriteJob(id_, body(id_, "upload", State.RUNNING)))
-    desk.spool.append(b"\xffdamaged", 0.0)
-    desk.spool.append(cbor2.dumps({"at_s": 0.0, "name": chores.UPLOADED, "detail": {"id": "u1"}}), 0.0)
+    desk.spool.append("uploads", b"\xffdamaged", 0.0)
+    events.record(desk.spool, events.UPLOADED, {"id": "u1"}, 0.0)
     assert open_desk().chores.found == {"u1": Found(Outcome())}
 
 

@@ -37,7 +37,7 @@ def deliveries(config: Config) -> Any:
 
 
 def device_of(config: Config) -> devices.Device:
-    world = control.open_world(config, task="t", n_exits=3, note=None, stream="s", first=1, last=0, now_s=0.0)
+    world = control.open_world(config, task="t", n_exits=3, note=None, streams={"events": ("s", 1, 0)}, now_s=0.0)
     return devices.open_device(world, {}, {}, {}, {}, 0.0)[0]
 
 

@@ -12,7 +12,7 @@ from edgert import bundle, bus, wire
 from edgert.fleet.kinds import Kind
 from edgert.ports.link import LinkUp, Received
 from edgert.programs import simdevices
-from edgert.programs.simdevices import Device, Disk, Spool, Town
+from edgert.programs.simdevices import Device, Disk, Town
 
 MANIFEST = bundle.read((Path(__file__).parents[2] / "models" / "breakout.edgert").read_bytes()).manifest
 NOBODY = "mqtt://127.0.0.1:1"
@@ -34,18 +34,6 @@ def give(device: Device, message: Received, now_s: float) -> None:
     """As if the broker had delivered it."""
     device._inputs.append(bus.Received(message.topic, message.payload, None, False))
     device.work(now_s)
-
-
-def test_numbers_of_events_are_never_given_twice_and_the_oldest_give_way() -> None:
-    spool = Spool("s", max_bytes=100)
-    assert spool.first_seq == 1
-    for _ in range(5):
-        spool.append(b"x" * 40, 0.0)
-    assert (spool.first_seq, spool.last_seq, spool.dropped) == (4, 5, 3)
-    spool.acknowledge(4)
-    assert spool.peek(0, 9) == spool.peek(4, 1) == [(5, b"x" * 40)]
-    spool.acknowledge(9)
-    assert (spool.first_seq, spool.bytes) == (6, 0)
 
 
 @pytest.mark.parametrize("kind", [Kind.UPLOAD, Kind.FETCH])

@@ -12,6 +12,7 @@ BUNDLE = Path(__file__).parents[2] / "models" / "breakout.edgert"
 KEPT = {
     "devices": 3,
     "up": 2,
+    "believed": 2,
     "away": 1,
     "duplicate_effects": 0,
     "events_skipped": 4,
@@ -32,6 +33,7 @@ def test_every_promise_has_its_word() -> None:
         ("events_waiting", 1),
         ("clones_unnamed", 1),
         ("up", 1),
+        ("believed", 1),
         ("malformed", 1),
     ):
         assert len(broken({**KEPT, name: value})) == 1, name

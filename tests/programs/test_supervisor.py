@@ -19,7 +19,9 @@ from edgert.errors import ArtifactError, ConfigError, StoreError, UsageError
 from edgert.ports import boardfile, ipc
 from edgert.ports import children as ports
 from edgert.ports.process import Layout
+from edgert.ports.spool import ROW_BYTES
 from edgert.programs import supervisor as program
+from edgert.programs.events import STREAMS
 from edgert.programs.supervisor import Supervisor
 from edgert.values import (
     Answer,
@@ -84,7 +86,7 @@ def make(written: Callable[..., Path]) -> Iterator[Callable[..., Supervisor]]:
 
 
 def events(supervisor: Supervisor) -> list[tuple[str, dict[str, Any]]]:
-    found = [cbor2.loads(payload) for _, payload in supervisor.spool.peek(0, 1000)]
+    found = [cbor2.loads(payload) for name in STREAMS for _, payload in supervisor.spool.peek(name, 0, 1000)]
     return [(event["name"], event["detail"]) for event in found]
 
 
@@ -217,23 +219,24 @@ def test_a_store_that_takes_and_gives_nothing_costs_events_and_nothing_else(
     make: Callable[..., Supervisor], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     supervisor = make()
+    unchanged = [bus.Stored(name, 1, 0) for name in STREAMS[1:]]
     supervisor._perform(bus.Record("kept", {}))
-    assert list(supervisor.inputs) == [bus.Stored(1, 1)]
+    assert list(supervisor.inputs) == [bus.Stored("events", 1, 1), *unchanged]
     supervisor.inputs.clear()
     with monkeypatch.context() as broken:
         for method in ("append", "acknowledge", "peek"):
             broken.setattr(supervisor.spool, method, full)
         supervisor._perform(bus.Record("lost", {}))
-        supervisor._perform(bus.ForgetEvents(1))
+        supervisor._perform(bus.ForgetEvents("events", 1))
         assert not supervisor.inputs
-        supervisor._perform(bus.SendEvents(0, 1, 1))
-        assert list(supervisor.inputs) == [bus.Refused(1)]
+        supervisor._perform(bus.SendEvents("events", 0, 1, 1))
+        assert list(supervisor.inputs) == [bus.Refused("events", 1)]
     told = supervisor._own_cost()["store_faults"]
     assert told == {"event-lost": 1, "events-not-forgotten": 1, "events-not-read": 1}
     assert "event-lost: lost: the disk is full" in caplog.text
     supervisor.inputs.clear()
-    supervisor._perform(bus.ForgetEvents(1))
-    assert list(supervisor.inputs) == [bus.Stored(2, 1)]
+    supervisor._perform(bus.ForgetEvents("events", 1))
+    assert list(supervisor.inputs) == [bus.Stored("events", 2, 1), *unchanged]
 
 
 def test_without_a_link_events_are_refused_from_the_first_on(make: Callable[..., Supervisor]) -> None:
@@ -241,8 +244,8 @@ def test_without_a_link_events_are_refused_from_the_first_on(make: Callable[...,
     for name in ("one", "two"):
         supervisor._perform(bus.Record(name, {}))
     supervisor.inputs.clear()
-    supervisor._perform(bus.SendEvents(0, 2, 1))
-    assert list(supervisor.inputs) == [bus.Refused(1)]
+    supervisor._perform(bus.SendEvents("events", 0, 2, 1))
+    assert list(supervisor.inputs) == [bus.Refused("events", 1)]
 
 
 @pytest.mark.parametrize(
@@ -268,9 +271,9 @@ def test_a_damaged_event_is_sent_as_a_stub_and_the_stream_goes_on(
 
     monkeypatch.setattr(supervisor.mqtt, "publish", publish)
     supervisor._perform(bus.Record("before", {"a": 1}))
-    supervisor.spool.append(row, 1.0)
+    supervisor.spool.append("events", row, 1.0)
     supervisor._perform(bus.Record("after", {}))
-    supervisor._perform(bus.SendEvents(0, 3, 1))
+    supervisor._perform(bus.SendEvents("events", 0, 3, 1))
     assert [(event.seq, event.name) for event in sent] == [(1, "before"), (2, "event-unreadable"), (3, "after")]
     assert (sent[1].at_s, sent[1].detail, sent[1].stream) == (0.0, {}, sent[0].stream)
     assert supervisor._own_cost()["store_faults"] == {"event-unreadable": 1}
@@ -279,7 +282,7 @@ def test_a_damaged_event_is_sent_as_a_stub_and_the_stream_goes_on(
 def test_an_event_too_large_for_the_store_costs_the_event(
     make: Callable[..., Supervisor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def never(*_: object, minor: bool) -> None:
+    def never(*_: object) -> None:
         raise UsageError("can never fit")
 
     supervisor = make()
@@ -292,15 +295,29 @@ def test_what_telemetry_tells_anyway_is_written_with_the_next_event_and_at_the_e
     make: Callable[..., Supervisor],
 ) -> None:
     supervisor = make()
-    last = supervisor.spool.last_seq
+    notices = supervisor.spool.streams["notices"]
     supervisor._perform(bus.Record("budget-changed", {}))
-    assert supervisor.spool.last_seq == last
+    assert notices.last_seq == 0
     supervisor._perform(bus.Record("swapped", {}))
-    assert supervisor.spool.last_seq == last + 2
+    assert notices.last_seq == 1
+    assert supervisor.inputs[-1] == bus.Stored("notices", 1, 1), "written with another stream's"
     supervisor._perform(bus.Record("budget-changed", {}))
     supervisor._settle_events()
-    assert supervisor.spool.last_seq == last + 3
-    assert supervisor.inputs[-1] == bus.Stored(supervisor.spool.first_seq, last + 3)
+    assert supervisor.inputs[-1] == bus.Stored("notices", 1, 2)
+
+
+def test_an_upload_for_which_there_is_no_room_is_a_job_that_failed(
+    make: Callable[..., Supervisor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supervisor = make(spool__uploads_max_bytes=65_536)
+    supervisor.spool.append("uploads", bytes(60_000), 1.0)
+    monkeypatch.setattr(supervisor.tail, "lines", lambda *_: ["x" * 6000])
+    supervisor._perform(bus.DoJob("u1", "upload", {}))
+    (done,) = [each for each in supervisor.inputs if isinstance(each, bus.JobDone)]
+    assert done == bus.JobDone("u1", "the event store took nothing")
+    told = supervisor._own_cost()
+    assert told["spool"]["uploads"] == {"count": 1, "bytes": 60_000 + ROW_BYTES, "dropped": 1}
+    assert (told["spool_dropped"], told["store_faults"]) == (1, {"event-lost": 1})
 
 
 def test_readiness_is_repeated_until_the_service_manager_took_it(
@@ -423,7 +440,8 @@ def test_what_cannot_be_started_is_an_event_and_tried_again(
     monkeypatch.setattr(ports.sys, "executable", "/nowhere/python")
     supervisor._perform(bus.Start("actor"))
     assert [name for name, _ in events(supervisor)] == ["start-failed"]
-    assert list(supervisor.inputs)[-3:-1] == [bus.Spawned("actor", 0), bus.Exited("actor", 0, None)]
+    told = [each for each in supervisor.inputs if not isinstance(each, bus.Stored)]
+    assert told[-2:] == [bus.Spawned("actor", 0), bus.Exited("actor", 0, None)]
 
 
 def test_killing_who_is_gone_is_no_fault(make: Callable[..., Supervisor]) -> None:

@@ -167,6 +167,8 @@ def run(args: argparse.Namespace, argv: list[str], sizes: Sizes, folder: Path) -
     def measure(name: str) -> None:
         path, began_s = folder / f"{name}.json", time.monotonic()
         if args.fresh or not path.exists():
+            for note in folder.glob(f"{name}-*.note") if args.fresh else ():
+                note.unlink()  # of a part that was stopped, of other code perhaps
             found = wanted[name]()
             told = {"commit": commit(), "sizes": msgspec.to_builtins(sizes), "took_s": time.monotonic() - began_s}
             write_atomic(path, json.dumps({**told, "found": found}).encode(), mode=0o644)

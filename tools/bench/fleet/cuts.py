@@ -28,10 +28,14 @@ from edgert.ports import fetch as files
 from edgert.ports.jobs import JobStore
 from edgert.ports.mqtt import Mqtt
 from edgert.ports.policies import Store
-from edgert.ports.spool import KNOWN_S, Spool
+from edgert.ports.spool import KNOWN_S, Bounds, Spool
 from tools.bench.fleet import disk
 
-SPOOL_BYTES, MAX_AGE_S = 24_000, 60_000.0
+BOUNDS = {
+    "events": Bounds(max_bytes=16_000, max_age_s=60_000.0),
+    "uploads": Bounds(max_bytes=8_000, when_full="reject-newest"),
+    "notices": Bounds(max_bytes=4_000, max_age_s=20_000.0),
+}
 CHUNK_BYTES, BUNDLE_BYTES = 4096, 40_000
 FAST = Path("/dev/shm")
 
@@ -62,7 +66,7 @@ class Stores:
             StoreError: it cannot be.
         """
         self.folder, self.seed = folder, seed
-        self.spool = Spool(folder / "events.db", SPOOL_BYTES, max_age_s=MAX_AGE_S)
+        self.spool = Spool(folder / "events.db", BOUNDS)
         self.jobs = JobStore(folder / "jobs.db")
         self.policies = Store(folder / "fleet", "f", cast("Mqtt", None))
         self.policies.found()
@@ -73,13 +77,15 @@ class Stores:
 
     def state(self, number: int) -> dict[str, Any]:
         """What each of them holds; of policies up to the one of this number, with the chunks that are there."""
-        rows = self.spool.peek(0, 1 << 20)
         found = self.policies.found()
         folder, parts = self.folder / "fleet" / "bundles", {}
         for each in range(max(0, number - 2), number + 1):
             parts[f"policy {each}"] = sorted(files.Part(folder, offer_of(self.seed, each)[1]).there())
         return {
-            "spool": [self.spool.first_seq, self.spool.last_seq, self.spool.dropped, _digest(rows)],
+            "spool": {
+                name: [each.first_seq, each.last_seq, each.dropped, _digest(self.spool.peek(name, 0, 1 << 20))]
+                for name, each in self.spool.streams.items()
+            },
             "jobs": _digest([self.jobs.jobs(), self.jobs.marks(), self.jobs.facts()]),
             "keys": _digest(found.keys),
             "seen": _digest(found.memory),
@@ -121,7 +127,8 @@ def work(folder: Path, marks: Path, seed: int, count: int) -> None:
             case "event":
                 _append(stores.spool, rng, k)
             case "ack":
-                stores.spool.acknowledge(rng.randint(0, stores.spool.last_seq))
+                name = rng.choice(list(BOUNDS))
+                stores.spool.acknowledge(name, rng.randint(0, stores.spool.streams[name].last_seq))
             case "job":
                 id_ = rng.choice(held) if held and rng.random() < 0.6 else f"j{k}"
                 held += [] if id_ in held else [id_]
@@ -157,12 +164,12 @@ def work(folder: Path, marks: Path, seed: int, count: int) -> None:
 
 
 def _append(spool: Spool, rng: random.Random, k: int) -> None:
-    payload, minor = rng.randbytes(rng.randrange(20, 1500)), rng.random() < 0.3
-    if minor and rng.random() < 0.3:
-        spool.defer(payload, KNOWN_S + 1000.0 * k)  # nothing is promised of it
+    name, payload = rng.choice(list(BOUNDS)), rng.randbytes(rng.randrange(20, 1500))
+    if name == "notices" and rng.random() < 0.3:
+        spool.defer(name, payload, KNOWN_S + 1000.0 * k)  # nothing is promised of it
         return
-    with contextlib.suppress(StoreError):  # a minor one, of which there is no room
-        spool.append(payload, KNOWN_S + 1000.0 * k, minor=minor)
+    with contextlib.suppress(StoreError):  # a stream that is full, and keeps what it has
+        spool.append(name, payload, KNOWN_S + 1000.0 * k)
 
 
 def _judge(*_: object) -> offers.Checked:
@@ -245,7 +252,7 @@ def examine(found: disk.Disk, rng: random.Random, allowed: list[dict[str, Any]],
                 wanted = [each["state"].get(part, []) for each in allowed]
                 if state[part] not in wanted:
                     return "lost", f"{part} is {state[part]}, and not one of {wanted}"
-            stores.spool.append(b"the first of the new life", 0.0)
+            stores.spool.append("events", b"the first of the new life", 0.0)
             stores.jobs.write_fact("alive", b"1")
         except EdgertError as error:
             return "boots", str(error)

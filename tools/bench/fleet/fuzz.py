@@ -149,7 +149,7 @@ class Target:
         config = parse(CONFIG, "fuzz")
         manifest = bundle.read(MODEL.read_bytes()).manifest
         world = control.open_world(
-            config, task="t", n_exits=len(manifest.exits), note=None, stream="s", first=1, last=5, now_s=0.0
+            config, task="t", n_exits=len(manifest.exits), note=None, streams={"events": ("s", 1, 5)}, now_s=0.0
         )
         device, _ = devices.open_device(world, {}, {}, {}, dict[str, Found](), 0.0)
         state, _ = policies.open_policies(config, manifest, board=None, keys=None, found=policies.Found())

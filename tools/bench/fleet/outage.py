@@ -15,12 +15,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from edgert import bundle, wire
+from edgert import bundle, config, wire
 from edgert.fleet.session import Collector, collect
 from edgert.ports import broker as brokers
 from edgert.ports.link import Received
 from edgert.ports.mqtt import Mqtt
 from edgert.ports.spool import Spool
+from edgert.programs import events
 from edgert.programs.simdevices import FLEET, Town
 
 MODEL = Path(__file__).parents[3] / "models" / "breakout.edgert"
@@ -44,11 +45,12 @@ def device(url: str, path: Path, max_bytes: int, speed: float, first: int) -> No
     """
     town = Town(url, 0, 1, 1, bundle.read(MODEL.read_bytes()).manifest)
     (one,) = town.devices
-    spool = Spool(path, max_bytes)
+    spool = opened(path, max_bytes)
     one.disk.spool = spool
     now_s = real_s = begun_s = time.monotonic()
     next_s, number = now_s + 5.0, 0
-    rng = random.Random(spool.last_seq)
+    stream = spool.streams["events"]
+    rng = random.Random(stream.last_seq)
     while True:
         for link in town.loop.turn(0.01):
             if link is one.link:
@@ -66,7 +68,12 @@ def device(url: str, path: Path, max_bytes: int, speed: float, first: int) -> No
             number += 1
             one.record(NAME, {"number": number, "noise": rng.randbytes(60)})
             one.work(now_s)
-            print(spool.last_seq, round(now_s - begun_s), flush=True)
+            print(stream.last_seq, round(now_s - begun_s), flush=True)
+
+
+def opened(path: Path, max_bytes: int) -> Spool:
+    """The device's store; the stream of what happens in this test has so many bytes."""
+    return Spool(path, events.bounds(config.Spool(max_bytes=max_bytes)))
 
 
 class Listener:
@@ -148,33 +155,31 @@ def run(*, max_bytes: int, speed: float, hours: float = 1.0) -> dict[str, Any]:
             wait(lambda: time.monotonic() - listener.heard_s > QUIET_S, PATIENCE_S)
             process.kill()
             process.wait()
-            spool = Spool(path, max_bytes)
-            last, dropped, first = spool.last_seq, spool.dropped, spool.first_seq
-            waiting = spool.count
-            spool.close()
+            with opened(path, max_bytes) as spool:
+                stream = spool.streams["events"]
         finally:
             process.kill()
             listener.mqtt.close()
     # What was said to be on the disk has arrived, waits there still, or gave way and was counted.
     arrived = set(listener.seqs)
-    held = set(range(first, last + 1))
-    promised = set(range(1, last + 1))
+    held = set(range(stream.first_seq, stream.last_seq + 1))
+    promised = set(range(1, stream.last_seq + 1))
     missing = promised - arrived - held
     return {
         "max_bytes": max_bytes,
         "outage_s": hours * HOUR_S,
         "speed": speed,
-        "written": last,
+        "written": stream.last_seq,
         "written_by_return": at_return,
         "written_before_kill": kept,
         "delivered": len(listener.seqs),
         "delivered_before": before,
         "delivered_twice": listener.again,
-        "waiting": waiting,
-        "gave_way": dropped,
+        "waiting": stream.count,
+        "gave_way": stream.dropped,
         "collector_skipped": listener.state.skipped,
-        "lost": max(0, len(missing) - dropped),
-        "count_exact": len(missing) == listener.state.skipped == dropped,
+        "lost": max(0, len(missing) - stream.dropped),
+        "count_exact": len(missing) == listener.state.skipped == stream.dropped,
         "in_order": listener.seqs == sorted(arrived),
         "caught_up": caught,
     }

@@ -113,8 +113,9 @@ def lives(
         if not linked:
             linked = True
             device.tell(update.LinkUp(), now_s)
-            # The broker keeps the offer, and says it again with every connection.
-            device.receive(wire.Topic("f", device.config.device.id, "policy", "offer"), signed, now_s)
+            # The broker keeps the offer, and the session too, of which retain handling 1 makes use (MQTT 5.0, 3.8.3.1).
+            if not policies.offer_known(device.state):
+                device.receive(wire.Topic("f", device.config.device.id, "policy", "offer"), signed, now_s)
         elif device.wanted:
             index = rng.choice(sorted(device.wanted))
             topic = wire.parse_topic(fetch.topic("f", hashlib.sha256(b"".join(chunks)).hexdigest(), index))

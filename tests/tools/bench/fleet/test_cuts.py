@@ -40,7 +40,7 @@ def test_without_its_syncs_the_same_life_loses_things(life: list[disk.Op]) -> No
 
 def test_what_is_left_is_compared_with_what_may_be(tmp_path: Path) -> None:
     stores = cuts.Stores(tmp_path, 1)
-    stores.spool.append(b"x", 0.0)
+    stores.spool.append("events", b"x", 0.0)
     stores.jobs.write_job("j", b"body")
     data, offer = cuts.offer_of(1, 0)
     part = files.Part(tmp_path / "fleet" / "bundles", offer)
