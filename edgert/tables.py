@@ -7,6 +7,7 @@ the words of a fault, and the table of keys in the documentation.
 from __future__ import annotations
 
 import collections
+import functools
 import math
 import sys
 import types
@@ -68,8 +69,7 @@ def read(
     Source:
         ours: all faults at once, because each attempt on a remote board costs a restart.
     """
-    hints = typing.get_type_hints(cls, include_extras=True)
-    fields = {field.name: field for field in msgspec.structs.fields(cls)}
+    hints, fields = _described(cls)
     values = {key: None if f.default is msgspec.NODEFAULT else f.default for key, f in fields.items()}
     if not isinstance(table, dict):
         faults.append(f"{name}: is {shown(table)}; must be a section, [{name}]")
@@ -92,6 +92,12 @@ def read(
         if field.default is msgspec.NODEFAULT and key not in table:
             faults.append(f"{name}.{key}: missing; must be {wanted(hints[key])}. {docs(cls)[key]}")
     return values
+
+
+@functools.cache
+def _described(cls: Any) -> tuple[dict[str, Any], dict[str, msgspec.structs.FieldInfo]]:
+    """Types and fields of a struct by key; finding them out takes longer than reading a table."""
+    return typing.get_type_hints(cls, include_extras=True), {field.name: field for field in msgspec.structs.fields(cls)}
 
 
 def nested(hint: Any) -> tuple[Any, bool]:

@@ -70,3 +70,31 @@ def test_restarts_back_off_to_a_cap_and_a_long_life_is_forgiven(lives_s: list[fl
         assert wake_times_s(found) == [found["actor"].next_start_s]
         now_s = max(now_s, found["actor"].next_start_s)
     assert found["actor"].restarts == len(lives_s)
+
+
+def test_waiting_for_a_processor_is_not_hanging() -> None:
+    found: children.Children = {"trainer": Child(pid=5, connected=True, heard_s=0.0)}
+    assert children.silent(found, children.SILENT_S - 0.1) == {}
+    assert children.silent(found, children.SILENT_S) == {"trainer": 5}
+    starved = found
+    for second in range(2, 900):  # nine tenths of the time
+        starved = children.excuse(starved, {"trainer": 40.0 + 0.9 * second})
+        if ensure_running(starved, float(second), [])[1]:
+            break
+    assert second > 5 * children.PATIENT_HANG_S
+    asleep = found
+    for _ in range(2, 100):
+        asleep = children.excuse(asleep, {"trainer": 40.0})
+    effects: list[bus.Effect] = []
+    assert ensure_running(asleep, children.PATIENT_HANG_S + 1, effects)[1] == ["trainer"]
+    assert isinstance(effects[0], bus.Record) and effects[0].detail["waited_s"] == 0.0
+
+
+def test_what_was_excused_is_forgotten_with_the_next_word() -> None:
+    found: children.Children = {"actor": Child(pid=5, connected=True, heard_s=0.0)}
+    for waited in (1.0, 9.0):
+        found = children.excuse(found, {"actor": waited})
+    assert found["actor"].excused_s == 8.0
+    for again in (children.heard(found, "actor", 9.0), children.begin(found, "actor", 9.0, pid=6)):
+        assert again["actor"].excused_s == 0.0 and again["actor"].waited_s is None
+    assert children.excuse(found, {"world": 3.0}) == found

@@ -265,13 +265,18 @@ class Trial:
         killed = self._killed()
         box.must("rm", site, "/var/lib/private/edgert/leak")
         box.run("kill", "-KILL", str(box.pid("trainer")))
-        wait(lambda: (box.status().get("trainer") or {}).get("steps", 0) > 0, "another trainer")
+        wait(self._trains, "another trainer")
         if box.pid("actor") != actor or self.restarts() != before or box.show("ActiveState") != "active":
             raise ArtifactError("the actor did not outlive the trainer's end")
         self.say(
             f"a trainer that leaks: at MemoryMax the kernel kills it alone ({killed} times); the same actor gave "
             f"{counted} actions meanwhile"
         )
+
+    def _trains(self) -> bool:
+        """The trainer that runs now has taken a step; the document goes on showing the report of one that ended."""
+        told = self.box.status().get("trainer") or {}
+        return told.get("steps", 0) > 0 and told.get("pid") == self.box.pid("trainer")
 
     def _killed(self) -> int:
         """Processes of the unit that the kernel killed for want of memory."""
@@ -281,7 +286,7 @@ class Trial:
     def stop(self) -> None:
         """It stops in good order and in time, and starts with what it had."""
         box = self.box
-        wait(lambda: (box.status().get("trainer") or {}).get("steps", 0) > 0, "a gradient step")
+        wait(self._trains, "a gradient step")
         begun_s = time.monotonic()
         box.must("systemctl", "stop", UNIT)
         took_s = time.monotonic() - begun_s

@@ -23,6 +23,17 @@ STOP_S, TERM_S, KILL_S = 8.0, 2.0, 1.0
 log = logging.getLogger("edgert.children")
 
 
+def waited_s(pid: int) -> float | None:
+    """Seconds in which a process could have run and had no processor, in all its life; None when nobody knows.
+
+    Of its first thread, which is the one that reports. Documentation/scheduler/sched-stats.rst, /proc/<pid>/schedstat.
+    """
+    try:
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) * 1e-9
+    except (OSError, ValueError, IndexError):
+        return None
+
+
 class Children:
     """Starts the processes and tells of their ends, by pidfd, so that one that outlived its parent is watched too."""
 

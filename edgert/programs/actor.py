@@ -65,8 +65,12 @@ SLOW_DOWN = 0.9
 DOUBT = 0.998
 """What is left, a tick, of the cost of an exit that was shunned because of it: only running it could tell that it is
 fast again. Close to 1, since trying an exit that is still too slow misses a deadline."""
-IDLE_S = 0.2
-"""A plant that does not pace the loop is waited for so long at a time; what it says is heard at once."""
+IDLE_S, QUIET_IDLE_S, QUIET_S = 0.2, 1.0, 10.0
+"""A plant that does not pace the loop is waited for so long at a time, and longer when it said nothing for `QUIET_S`;
+what it says is heard at once. A stop, or another network, may have to wait as long."""
+LOADING_IDLE_S = 0.02
+REPORT_S, QUIET_REPORT_S = 1.0, 2.0
+"""From one report to the next, far below what `edgert.children` takes for hanging."""
 LOCKSTEP_LAG = 64
 """Transitions that training may be behind when the plant waits for it."""
 LOCKSTEP_PAUSE_S = 0.0005
@@ -121,6 +125,7 @@ class Actor:
         self.generation = 0
         self.network: Swap | None = None
         self.born_s = started_monotonic_s()
+        self.asked_s = time.monotonic()
         self.first_action_s: float | None = None
         self.ticks = self.missed = self.safe = 0
         self.missed_at_swap = 0
@@ -157,7 +162,8 @@ class Actor:
         self.loader.start()
         self._load(first)
         next_s = report_s = time.monotonic()
-        told_acting = False
+        told_acting = False, False
+        self._listen(stopping)  # and say hello: what is said before is said to nobody
         while not stopping:
             if self.plant.paced:
                 now_s = time.monotonic()
@@ -170,19 +176,19 @@ class Actor:
                 next_s += self.period_s
                 observation = self.plant.observe(0.0)
             else:
-                observation = None if self._stands_still() else self.plant.observe(max(self.period_s, IDLE_S))
+                observation = None if self._stands_still() else self.plant.observe(self._idle_s())
                 due_s = time.monotonic() + self.deadline_s
             if observation is not None or self.plant.paced:
                 self._tick(observation, due_s)
             now_s = time.monotonic()
-            acts = self.first_action_s is not None
-            if now_s >= report_s or acts != told_acting:  # the first action makes the device ready: said at once
-                report_s, told_acting = now_s + 1.0, acts
+            acts = self.runtime is not None, self.first_action_s is not None
+            wakes = observation is not None and self._quiet()
+            self.asked_s = self.asked_s if observation is None else now_s
+            # Said at once: a network and the first action, which make the device ready, and that somebody asks again.
+            if now_s >= report_s or acts != told_acting or wakes:
+                report_s, told_acting = now_s + (QUIET_REPORT_S if self._quiet() else REPORT_S), acts
                 self.parent.send(self._report())
-            for told in self.parent.receive():
-                if isinstance(told, Stop):
-                    stopping.asked = True
-                self._heed(told)
+            self._listen(stopping)
             self._swap_if_ready()
             if self.order_until_s is not None and now_s >= self.order_until_s:
                 self._forget_order("expired")
@@ -200,6 +206,16 @@ class Actor:
     def _load(self, swap: Swap) -> None:
         self.loading += 1
         self.loader.ask(swap)
+
+    def _quiet(self) -> bool:
+        """Nobody has asked for long, and no network is on its way."""
+        return not self.plant.paced and not self.loading and time.monotonic() - self.asked_s >= QUIET_S
+
+    def _idle_s(self) -> float:
+        """How long to wait for somebody to ask."""
+        if self.loading:
+            return LOADING_IDLE_S
+        return max(self.period_s, QUIET_IDLE_S if self._quiet() else IDLE_S)
 
     def _stands_still(self) -> bool:
         """In lockstep nothing moves before its time, while a network is loaded, or while training is behind."""
@@ -283,6 +299,12 @@ class Actor:
     def _draws(self) -> bool:
         """Actions are drawn from a policy that learns from what its own chance does; else the best is taken."""
         return self.acting.kind == "policy" and self.config.learn.enabled
+
+    def _listen(self, stopping: Stopping) -> None:
+        for told in self.parent.receive():
+            if isinstance(told, Stop):
+                stopping.asked = True
+            self._heed(told)
 
     def _within(self, remaining_s: float) -> F32:
         """Thresholds that keep to the budget, and to the deadline when it is near."""

@@ -29,7 +29,7 @@ from edgert.ports.cluster import GAMES, WEAK, Cluster, Collector, Running, Stopp
 from edgert.ports.models import teacher_name
 from edgert.ports.process import Stopping
 from edgert.ports.screen import History, grown
-from edgert.ports.spool import Spool
+from edgert.programs.events import opened
 from edgert.programs.scenes import SCENES, Stage
 
 RATE_FRAC, MISSED_FRAC, HOG_MISSED_FRAC = 0.99, 0.005, 0.01
@@ -190,11 +190,11 @@ def summarise(
     values = [value for _, value in history.returns]
     third = max(1, len(values) // 3)
     recorded = waiting = None
-    with contextlib.suppress(StoreError):
-        store = Spool(spool, 1 << 30)
-        if store.stream == receiver.stream or receiver.stream is None:
-            recorded, waiting = store.last_seq, store.last_seq - max(receiver.wanted, store.first_seq) + 1
-        store.close()
+    with contextlib.suppress(StoreError), opened(spool) as store:
+        held, wanted = store.streams.values(), receiver.streams
+        if not wanted or any(each.id in wanted for each in held):
+            recorded = sum(each.last_seq for each in held)
+            waiting = sum(each.last_seq - max(wanted.get(each.id, 1), each.first_seq) + 1 for each in held)
     names = [
         f
         for f in screen.Sample.__struct_fields__

@@ -33,7 +33,8 @@ from edgert.programs.bench import is_ready, memory, shipped
 
 RUNTIMES = {"litert": "ai_edge_litert", "onnx": "onnxruntime", "tflite": "tflite_runtime", "numpy": "numpy"}
 HZ = 20.0
-SETTLE_S = 10.0
+SETTLE_S = 15.0
+"""From READY to the first look: a device counts as idle when nobody has asked it for ten seconds."""
 PATIENCE_S = 300.0
 ROLES = ("supervisor", "actor", "trainer")
 _TICKS_HZ = os.sysconf("SC_CLK_TCK")

@@ -65,7 +65,7 @@ from edgert.values import (
     TrainOrder,
 )
 
-PAUSE_S, IDLE_PAUSE_S, FLOWS_S = 0.02, 0.5, 1.0
+PAUSE_S, IDLE_PAUSE_S, FLOWS_S = 0.02, 1.0, 1.0
 """Between two looks while there is something to learn from, and else (a device that nobody asks should not wake a board
 up); it is else when no transition came for so long."""
 READ_AT_ONCE = 2000

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import selectors
 import signal
 import subprocess
@@ -91,3 +92,11 @@ def test_who_does_not_hear_is_terminated_and_who_will_not_go_is_killed(
     codes = [process.wait() for process in (starting, stubborn, world)]
     assert codes == [-signal.SIGTERM, -signal.SIGKILL, -signal.SIGTERM]
     assert all(not Path(f"/proc/{process.pid}").exists() for process in (starting, stubborn, world))
+
+
+def test_how_long_a_process_waited_for_a_processor() -> None:
+    assert ports.waited_s(2**22 + 1) is None
+    if Path("/proc/self/schedstat").exists():
+        before = ports.waited_s(os.getpid())
+        after = ports.waited_s(os.getpid())
+        assert before is not None and after is not None and 0.0 <= before <= after

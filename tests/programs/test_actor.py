@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -409,6 +410,51 @@ def test_the_loop_acts_reports_and_leaves_the_plant_in_the_safe_action(
     assert any(confidence is not None for _, _, confidence, _ in plant.applied)
     # A plant in lockstep takes an action only after it was looked at.
     assert plant.calls[-2:] == ["observe", "apply"]
+
+
+class Silent:
+    """A plant that nobody asks."""
+
+    paced, last_fault = False, ""
+
+    def __init__(self) -> None:
+        self.faults: dict[str, int] = {}
+        self.waits_s: list[float] = []
+
+    def observe(self, timeout_s: float) -> Observation | None:
+        self.waits_s.append(timeout_s)
+        time.sleep(0.002)
+        return None
+
+    def apply(self, action: int, **how: Any) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def test_an_actor_that_nobody_asks_says_at_once_that_it_can_act_and_then_wakes_up_seldom(
+    make_actor: Callable[..., Any], folder: Path, until: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"QUIET_S": 0.05, "REPORT_S": 1000.0, "QUIET_REPORT_S": 1000.0}.items():
+        monkeypatch.setattr(program, name, value)
+    supervisor, plant, stopping = Supervisor(folder / "control.sock"), Silent(), Asked()
+    actor = make_actor(plant)
+    loop = threading.Thread(
+        daemon=True,
+        target=lambda: actor.run(Swap(0, str(BUNDLE), ""), stopping),  # type: ignore[arg-type]  # `Asked`
+    )
+    loop.start()
+    try:
+        until(lambda: [t for t in supervisor.look() if isinstance(t, ActorReport) and t.acting], "that it can act")
+        until(lambda: plant.waits_s[-1] == program.QUIET_IDLE_S, "long waits")
+    finally:
+        stopping.asked = True
+        loop.join(10)
+    supervisor.close()
+    assert isinstance(supervisor.heard[0], Hello)
+    assert [t.acting for t in supervisor.heard if isinstance(t, ActorReport)] == [False, True]
+    assert plant.waits_s[0] == program.LOADING_IDLE_S
 
 
 def test_a_world_in_lockstep_gets_the_last_safe_action_too(

@@ -13,8 +13,8 @@ from edgert.errors import UsageError
 from edgert.fleet.session import Collector, collect
 from edgert.ports.cluster import Stopped
 from edgert.ports.screen import History
-from edgert.ports.spool import Spool
 from edgert.programs import demo
+from edgert.programs.events import opened
 
 RATE, DEADLINES, TAUGHT, SWAPPED, EVENTS, STOPPED = range(6)
 WELL = Stopped({"device-1": 0, "teacher-1": 0}, [])
@@ -123,17 +123,18 @@ def status(second: int, *, pid: int = 7, missed: int = 3) -> dict[str, Any]:
 
 
 def summary(history: History, spool: Path, *, events: int = 0, stored: int = 0) -> dict[str, Any]:
-    store, receiver, arrived = Spool(spool, 1 << 20), Collector(), []
-    for seq in range(1, stored + 1):
-        store.append(b"x", 0.0)
-        if seq <= events:
-            receiver, _, _ = collect(receiver, store.stream, 1, seq)
-            detail = {"generation": seq, "ok": True, "missed": 0}
-            arrived.append(
-                wire.Event(stream=store.stream, seq=seq, first=1, at_s=1000.0 + seq, name="swapped", detail=detail)
-            )
-    store.acknowledge(events)
-    store.close()
+    receiver, arrived = Collector(), []
+    with opened(spool) as store:
+        stream = store.streams["events"].id
+        for seq in range(1, stored + 1):
+            store.append("events", b"x", 0.0)
+            if seq <= events:
+                receiver, _, _ = collect(receiver, stream, 1, seq)
+                detail = {"generation": seq, "ok": True, "missed": 0}
+                arrived.append(
+                    wire.Event(stream=stream, seq=seq, first=1, at_s=1000.0 + seq, name="swapped", detail=detail)
+                )
+        store.acknowledge("events", events)
     return demo.summarise(history, started_s=1000.0, nominal_hz=20.0, events=arrived, receiver=receiver, spool=spool)
 
 

@@ -24,6 +24,24 @@ def test_deeds_are_counted_in_hours_of_the_nominal_pace() -> None:
     assert found == {"decisions": 1.0, "checkpoints": 2.0, "looks at the sensors": 1.0}
 
 
+def test_each_deed_that_is_counted_has_a_nominal_pace() -> None:
+    done = dict.fromkeys(soak.NOMINAL_S, 3600)
+    assert set(soak.hours(done, 20.0)) == set(soak.NOMINAL_S)
+    assert soak.hours(done, 20.0)["midnights"] == 86_400.0
+
+
+def test_what_ended_is_shown_with_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    whole = document(supervisor=0.0, actor=0.0, trainer=0.0)
+    whole |= {"game": "g", "minutes": 31.0, "clock_h": 48.0, "machine": "m", "done": {"midnights": 2}, "load": 3.0}
+    whole |= {"hours": {"midnights": 48.0}, "gradient_steps": 1, "answers": 2, "generation": 3}
+    whole |= {"own_mb": {"trainer": [1.0]}, "ends": [{"at_min": 3.5, "name": "child-hung", "role": "trainer"}]}
+    whole["growth_mb"]["trainer"] = None
+    soak.show(whole)
+    told = capsys.readouterr().out
+    assert "by its own clock 48 hours" in told and "at_min 3.5, name child-hung, role trainer" in told
+    assert told.endswith("NOT FLAT\n")
+
+
 def document(**growth: float | None) -> dict[str, Any]:
     return {"growth_mb": growth, "processes": dict.fromkeys(growth, 1)}
 

@@ -8,10 +8,7 @@ from edgert.config import Config
 from edgert.ports.board.files import Files
 from edgert.ports.board.linux import LinuxBoard
 from edgert.ports.board.pace import CAP_S
-from edgert.ports.board.physics import Model
 from edgert.ports.board.proc import Processor
-from edgert.ports.board.scenario import Scenario
-from edgert.ports.board.simulated import BatteryBoard, fitted, open_simulated
 from edgert.values import UNKNOWN, Readings
 
 
@@ -54,6 +51,8 @@ def open_board(config: Config) -> Board:
     """
     board, battery = config.board, config.battery
     if board.kind == "fake":
+        from edgert.ports.board.simulated import open_simulated  # a device in the field need not load it
+
         processor = Processor(Files(board.sysfs_root))
         return open_simulated(config, load=lambda now_s: processor.load(now_s).readings.get("load_frac", UNKNOWN).value)
     linux = LinuxBoard(
@@ -67,6 +66,10 @@ def open_board(config: Config) -> Board:
         cap_s=min(CAP_S, config.govern.stale_s / 2),
     )
     if battery.kind == "simulated":
+        from edgert.ports.board.physics import Model
+        from edgert.ports.board.scenario import Scenario
+        from edgert.ports.board.simulated import BatteryBoard, fitted
+
         calm = Scenario(name="calm", charge_frac=battery.initial_frac)
         return BatteryBoard(linux, fitted(battery, Model()), calm)
     return linux
