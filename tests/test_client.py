@@ -99,11 +99,11 @@ def test_nobody_there(path: Path) -> None:
 def test_a_late_answer_is_not_taken_for_that_to_the_next_question(path: Path) -> None:
     plant = LocalPlant(path, SHAPE, 256)
     policy = Policy(path, 0.05)
-    with pytest.raises(LinkError, match=r"no decision from .* within 0\.05 s"):
+    with pytest.raises(LinkError, match=r"no answer from .* within 0\.05 s"):
         policy.act(bytes(12), shape=SHAPE)
     plant.observe(0.0)
     plant.apply(1, exit=0, confidence=0.5, generation=0)
-    with pytest.raises(LinkError, match="no decision"):
+    with pytest.raises(LinkError, match="no answer"):
         policy.act(bytes([2]) * 12, shape=SHAPE)
     plant.close()
     policy.close()

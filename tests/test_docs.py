@@ -275,6 +275,59 @@ def test_the_example_of_a_program_of_ones_own_runs_against_a_real_device(folder:
     assert ended == 0, log.read_text()
 
 
+QUICK = re.compile(r"edgert board (list|show|apply --dry-run)")
+"""Commands of the pages that take no time, change nothing and need nothing but this machine."""
+
+
+@pytest.mark.parametrize("line", [line for line in commands() if QUICK.match(line)])
+def test_a_command_that_takes_no_time_does_what_a_page_says(line: str) -> None:
+    command = [sys.executable, "-m", *line.split()]
+    told = subprocess.run(command, cwd=HOUSE, capture_output=True, text=True, check=False)
+    # 2 is nothing to do: there is nothing to set on a machine that is no known board.
+    assert told.returncode in (0, 2), told.stderr
+    assert told.stdout.strip() or told.stderr.strip()
+
+
+@pytest.mark.system
+def test_the_quick_start_by_hand_and_the_orders_to_its_training_work(
+    folder: Path, mosquitto: Any, until: Callable[..., None]
+) -> None:
+    pytest.importorskip("minatar", reason="the quick start plays a game of MinAtar")
+    typed = [line for line in commands() if "/tmp/edgert/sim.toml" in line or "/tmp/edgert/state" in line]
+    typed = [line for line in typed if "my.toml" not in line]
+    by_verb = {" ".join(line.split()[1:3]) if " train " in line else line.split()[1]: line for line in typed}
+    assert list(by_verb) == ["init", "doctor", "run", "top", "train status", "train pause", "train resume"]
+
+    def words(verb: str, *more: str) -> list[str]:
+        line = by_verb[verb].removesuffix(" &").replace("/tmp/edgert", str(folder))
+        return [sys.executable, "-m", *line.split(), *more]
+
+    def ran(verb: str, *more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(words(verb, *more), cwd=HOUSE, capture_output=True, text=True, check=False)
+
+    assert ran("init", "--broker", mosquitto.url).returncode == 0
+    found = {one["name"]: one["verdict"] for one in json.loads(ran("doctor", "--json").stdout)["findings"]}
+    assert [name for name, verdict in found.items() if verdict == "fail"] == []
+    log = folder / "log"
+    with log.open("wb") as out:
+        device = subprocess.Popen(words("run"), cwd=HOUSE, stdout=out, stderr=out)
+    try:
+        until((folder / "run" / "control.sock").exists, "the supervisor", WAIT_S)
+        assert ran("train pause").returncode == 0
+        assert "paused" in ran("train status").stdout
+        assert ran("train resume").returncode == 0
+        table = subprocess.Popen(words("top"), cwd=HOUSE, stdout=subprocess.PIPE, text=True)
+        assert table.stdout is not None
+        assert table.stdout.readline()
+        table.terminate()
+        table.wait(WAIT_S)
+        table.stdout.close()
+    finally:
+        device.terminate()
+        ended = device.wait(WAIT_S)
+    assert ended == 0, log.read_text()
+
+
 @pytest.mark.system
 def test_the_example_of_a_students_own_library_runs_with_a_real_teacher(
     folder: Path, mosquitto: Any, until: Callable[..., None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -86,6 +87,8 @@ def missing_sections(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[s
     returns = not (isinstance(function.returns, ast.Constant) and function.returns.value is None)
     needed = {"Args": bool(taken), "Returns": returns, "Raises": True, "Source": True}
     doc = ast.get_docstring(function) or ""
+    if re.search(rf"see `[A-Z]\w+\.{function.name}`", doc):  # told once, in the Protocol
+        needed = {"Source": True}
     return [section for section, needs in needed.items() if needs and f"{section}:" not in doc]
 
 

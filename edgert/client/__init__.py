@@ -42,17 +42,16 @@ from __future__ import annotations
 
 import math
 import os
-import time
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Protocol
 
 import msgspec
 
+from edgert.client.connection import Connection
 from edgert.errors import LinkError, MessageError, UsageError
 from edgert.ports import ipc
 
-_RETRY_S = 0.02
 _OBS_BYTES = ipc.MAX_QUEUED_BYTES - 4096
 """What a channel takes at once, less what is around an observation."""
 
@@ -101,9 +100,7 @@ class Policy:
             path: the socket that the device's configuration names.
             timeout_s: for connecting and for each answer, together.
         """
-        self._path = path
-        self._timeout_s = timeout_s
-        self._channel: ipc.Channel | None = None
+        self._connection, self._timeout_s = Connection(path), timeout_s
 
     def act(
         self,
@@ -148,33 +145,23 @@ class Policy:
 
         Blocks: up to timeout_s.
         """
-        deadline_s = time.monotonic() + self._timeout_s
         request = {**_observation(obs, shape), "reward": float(reward)}
         request.update(terminated=bool(terminated), truncated=bool(truncated))
-        channel = self._connected(deadline_s)
-        while not channel.send_map(request):
-            # The other end went away (was restarted) since the last answer.
-            self.close()
-            if time.monotonic() >= deadline_s:
-                raise LinkError(f"{os.fspath(self._path)} does not take the question: look at `edgert status`")
-            channel = self._connected(deadline_s)
-        answer = self._answer(channel, deadline_s)
+        answer = self._connection.ask(request, self._timeout_s)
         if "error" in answer:
             why = f"{answer['error']}: {answer.get('detail', '')}"
             if answer["error"] in ("observation-shape", "observation-dtype", "reward-not-finite", "malformed-frame"):
                 raise UsageError(why)
-            raise LinkError(f"{os.fspath(self._path)}: {why}")
+            raise LinkError(f"{self._connection}: {why}")
         try:
             return msgspec.convert(answer, type=Decision)
         except msgspec.ValidationError as error:
             self.close()
-            raise MessageError(f"{os.fspath(self._path)} answered something else than a decision: {error}") from error
+            raise MessageError(f"{self._connection} answered something else than a decision: {error}") from error
 
     def close(self) -> None:
         """End the connection; the next question makes a new one."""
-        if self._channel is not None:
-            self._channel.close()
-            self._channel = None
+        self._connection.close()
 
     def __enter__(self) -> Policy:
         return self
@@ -183,33 +170,6 @@ class Policy:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _connected(self, deadline_s: float) -> ipc.Channel:
-        while self._channel is None or self._channel.closed:
-            self._channel = ipc.connect(self._path)
-            if self._channel is None:
-                if time.monotonic() >= deadline_s:
-                    raise LinkError(f"nobody listens at {os.fspath(self._path)}: look at `edgert status`")
-                time.sleep(_RETRY_S)
-        return self._channel
-
-    def _answer(self, channel: ipc.Channel, deadline_s: float) -> dict[str, object]:
-        while True:
-            answers = channel.receive_maps()
-            if answers:
-                return answers[0]
-            if channel.malformed:
-                self.close()
-                raise MessageError(f"{os.fspath(self._path)} sent no CBOR map: is that socket edgert's?")
-            if channel.closed:
-                self.close()
-                raise LinkError(f"{os.fspath(self._path)}: the other end has gone: ask again")
-            remaining_s = deadline_s - time.monotonic()
-            if remaining_s <= 0:
-                # The answer may still come; on a new connection it cannot be taken for that to the next question.
-                self.close()
-                raise LinkError(f"no decision from {os.fspath(self._path)} within {self._timeout_s:g} s")
-            channel.wait(remaining_s)
 
 
 def _observation(obs: Array | bytes, shape: Sequence[int] | None) -> dict[str, object]:

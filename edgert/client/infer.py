@@ -21,7 +21,6 @@ from __future__ import annotations
 import itertools
 import math
 import os
-import time
 from types import TracebackType
 from typing import Any, Literal
 
@@ -29,13 +28,12 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from edgert.client.connection import Connection
 from edgert.errors import LinkError, MessageError, UsageError
-from edgert.ports import ipc
 
 SOCKET = "/run/edgert/infer.sock"
 GRACE_S = 1.0
 """Beyond the deadline, for an answer that is late; nobody is left without one because of a millisecond."""
-_RETRY_S = 0.02
 _OURS = (
     "malformed",
     "shape",
@@ -97,8 +95,7 @@ class Inference:
             path: the socket that the device's configuration names.
             timeout_s: for requests without a deadline of their own, whose deadline is the configuration's.
         """
-        self._path, self._timeout_s = path, timeout_s
-        self._channel: ipc.Channel | None = None
+        self._connection, self._timeout_s = Connection(path), timeout_s
         self._ids = itertools.count(1)
 
     def infer(
@@ -160,7 +157,7 @@ class Inference:
                 raise MessageError(f"{len(answer.data)} bytes for {answer.shape}")
         except (msgspec.ValidationError, MessageError) as error:
             self.close()
-            raise MessageError(f"{os.fspath(self._path)} answered something else than an inference: {error}") from error
+            raise MessageError(f"{self._connection} answered something else than an inference: {error}") from error
         values = np.frombuffer(answer.data, "<f4").reshape(answer.shape).astype(np.float32)
         return Answer(
             values=values[0] if rows is None else values,
@@ -175,30 +172,20 @@ class Inference:
         """
         told = self._ask({"show": True}, self._timeout_s).get("show")
         if not isinstance(told, dict):
-            raise MessageError(f"{os.fspath(self._path)} showed nothing: is that socket edgert's?")
+            raise MessageError(f"{self._connection} showed nothing: is that socket edgert's?")
         return told
 
     def _ask(self, request: dict[str, Any], wait_s: float) -> dict[str, object]:
-        until_s = time.monotonic() + wait_s
-        request["id"] = next(self._ids)
-        channel = self._connected(until_s)
-        while not channel.send_map(request):
-            # The other end went away (was restarted) since the last answer.
-            self.close()
-            if time.monotonic() >= until_s:
-                raise LinkError(f"{os.fspath(self._path)} does not take the question: look at `edgert status`")
-            channel = self._connected(until_s)
-        told = self._answer(channel, request["id"], until_s, wait_s)
+        id_ = request["id"] = next(self._ids)
+        told = self._connection.ask(request, wait_s, lambda answer: answer.get("id") in (id_, 0))
         if "error" not in told:
             return told
         why = f"{told['error']}: {told.get('detail', '')}"
-        raise UsageError(why) if told["error"] in _OURS else LinkError(f"{os.fspath(self._path)}: {why}")
+        raise UsageError(why) if told["error"] in _OURS else LinkError(f"{self._connection}: {why}")
 
     def close(self) -> None:
         """End the connection; the next question makes a new one."""
-        if self._channel is not None:
-            self._channel.close()
-            self._channel = None
+        self._connection.close()
 
     def __enter__(self) -> Inference:
         return self
@@ -207,31 +194,6 @@ class Inference:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _connected(self, until_s: float) -> ipc.Channel:
-        while self._channel is None or self._channel.closed:
-            self._channel = ipc.connect(self._path)
-            if self._channel is None:
-                if time.monotonic() >= until_s:
-                    raise LinkError(f"nobody listens at {os.fspath(self._path)}: look at `edgert status`")
-                time.sleep(_RETRY_S)
-        return self._channel
-
-    def _answer(self, channel: ipc.Channel, id_: int, until_s: float, wait_s: float) -> dict[str, object]:
-        while True:
-            for told in channel.receive_maps():
-                if told.get("id") in (id_, 0):  # one that came too late for an earlier question is skipped
-                    return told
-            if channel.malformed:
-                self.close()
-                raise MessageError(f"{os.fspath(self._path)} sent no CBOR map: is that socket edgert's?")
-            if channel.closed:
-                self.close()
-                raise LinkError(f"{os.fspath(self._path)}: the other end has gone: ask again")
-            remaining_s = until_s - time.monotonic()
-            if remaining_s <= 0:
-                raise LinkError(f"no answer from {os.fspath(self._path)} within {wait_s:g} s")
-            channel.wait(remaining_s)
 
 
 def infer(

@@ -9,7 +9,7 @@ import numpy as np
 
 from edgert.offload.joint import F64, Joint, as_action, checked, costs
 from edgert.offload.saved import pack, unpack
-from edgert.offload.space import Action, Allowed, Floor, Goal, Outcome, Space, State
+from edgert.offload.space import Action, Allowed, Floor, Goal, Guess, Outcome, Space, State
 
 Rule = Literal["ucb", "thompson"]
 CONTEXT = 3
@@ -52,55 +52,26 @@ class LinearBandit:
         self._scale = 0.0
 
     def choose(self, state: State, allowed: Allowed, rng: np.random.Generator) -> Action:
-        """The lowest that could be true.
+        """The lowest that could be true; see `Learner.choose`.
 
-        Args:
-            state: now.
-            allowed: of `space.allowed`.
-            rng: chance; "ucb" uses none.
-
-        Returns:
-            One choice for each user; mask and floor hold.
-
-        Raises:
-            UsageError: state or mask of another number of users.
         Source:
-            Li et al. 2010 (LinUCB, disjoint); Agrawal & Goyal 2013 (Thompson).
+            Li et al. 2010 (LinUCB, disjoint; it uses no chance); Agrawal & Goyal 2013 (Thompson).
         """
         mean, std = self._belief(state)
         toss = rng.standard_normal(mean.shape) if self.rule == "thompson" else -1.0
         return as_action(self.joint.cheapest(mean + self.breadth * std * toss, self.joint.mask(allowed)))
 
     def best(self, state: State, allowed: Allowed) -> Action:
-        """The lowest expectation.
+        """The lowest expectation; see `Learner.best`.
 
-        Args:
-            state: now.
-            allowed: of `space.allowed`.
-
-        Returns:
-            One choice for each user; mask and floor hold.
-
-        Raises:
-            UsageError: state or mask of another number of users.
         Source:
-            see `choose`.
+            Li et al. 2010.
         """
         return as_action(self.joint.cheapest(self._belief(state)[0], self.joint.mask(allowed)))
 
     def observe(self, state: State, action: Action, outcomes: Sequence[Outcome]) -> None:
-        """Move the model of each user's choice.
+        """Move the model of each user's choice; see `Learner.observe`.
 
-        Args:
-            state: in which it was chosen.
-            action: that was taken.
-            outcomes: one for each user.
-
-        Returns:
-            Nothing.
-
-        Raises:
-            UsageError: another number of users or outcomes.
         Source:
             Sherman & Morrison 1950.
         """
@@ -114,53 +85,33 @@ class LinearBandit:
             inverse -= np.outer(turned, turned) / (1.0 + row @ turned)
             self._target[user, action[user]] += row * cost[user] / self._scale
 
+    def guess(self, state: State) -> tuple[tuple[Guess, ...], ...]:
+        """What each model expects; see `Learner.guess`.
+
+        Source:
+            Li et al. 2010.
+        """
+        mean, std = self._belief(state)
+        return tuple(tuple(map(Guess, *rows)) for rows in zip(mean.tolist(), std.tolist(), strict=True))
+
     def save(self) -> bytes:
-        """Freeze everything it knows.
+        """Freeze everything; see `Learner.save`.
 
-        Returns:
-            CBOR bytes.
-
-        Raises:
-            nothing.
         Source:
             ours.
         """
         known = {"inverse": self._inverse, "target": self._target, "scale": self._scale, "steps": self.steps}
         return pack(f"{self.KIND} {self.rule} {self.goal}", self.joint.space, self.joint.floor, known)
 
-    @classmethod
-    def load(
-        cls,
-        space: Space,
-        floor: Floor,
-        data: bytes,
-        goal: Goal = "response",
-        rule: Rule = "ucb",
-        breadth: int | float = 1.0,
-    ) -> LinearBandit:
-        """Go on where `save` stopped.
+    def restore(self, data: bytes) -> None:
+        """Go on where `save` stopped; see `Learner.restore`.
 
-        Args:
-            space: as they were.
-            floor: as they were.
-            goal: as they were.
-            rule: as they were.
-            breadth: as they were.
-            data: of `save`.
-
-        Returns:
-            A learner that takes the very same next step.
-
-        Raises:
-            ArtifactError: what was kept is of something else, or torn.
         Source:
             ours.
         """
-        known = unpack(f"{cls.KIND} {rule} {goal}", space, floor, data)
-        learner = cls(space, floor, goal, rule, breadth)
-        learner._inverse, learner._target = known["inverse"], known["target"]
-        learner._scale, learner.steps = known["scale"], known["steps"]
-        return learner
+        known = unpack(f"{self.KIND} {self.rule} {self.goal}", self.joint.space, self.joint.floor, data)
+        self._inverse, self._target = known["inverse"], known["target"]
+        self._scale, self.steps = known["scale"], known["steps"]
 
     def _context(self, state: State) -> F64:
         """(N, C, 3): one, the round trip on the way there, and how busy it is there."""

@@ -199,18 +199,8 @@ class DQN:
         self._filled = 0
 
     def choose(self, state: State, allowed: Allowed, rng: np.random.Generator) -> Action:
-        """Learn from what is remembered, then explore by chance or take the lowest value.
+        """Learn from what is remembered, then explore by chance or take the lowest value; see `Learner.choose`.
 
-        Args:
-            state: now.
-            allowed: of `space.allowed`.
-            rng: chance.
-
-        Returns:
-            One choice for each user; mask and floor hold.
-
-        Raises:
-            UsageError: state or mask of another number of users.
         Source:
             Mnih et al. 2015; branches after Tavakoli et al. 2018 and Sunehag et al. 2018 (sums of values).
         """
@@ -223,37 +213,18 @@ class DQN:
         return as_action(self._last)
 
     def best(self, state: State, allowed: Allowed) -> Action:
-        """The lowest value, sought from the last one.
+        """The lowest value, sought from the last one; see `Learner.best`.
 
-        Args:
-            state: now.
-            allowed: of `space.allowed`.
-
-        Returns:
-            One choice for each user; mask and floor hold.
-
-        Raises:
-            UsageError: state or mask of another number of users.
         Source:
-            see `choose`; coordinate descent stands for the argmin over all joint actions.
+            ours: coordinate descent stands for the argmin over all joint actions.
         """
         return as_action(self._lowest(state, allowed, []))
 
     def observe(self, state: State, action: Action, outcomes: Sequence[Outcome]) -> None:
-        """Remember; what is owed is learned at the next choice, where chance is at hand.
+        """Remember; what is owed is learned at the next choice, where chance is at hand; see `Learner.observe`.
 
-        Args:
-            state: in which it was chosen.
-            action: that was taken.
-            outcomes: one for each user.
-
-        Returns:
-            Nothing.
-
-        Raises:
-            UsageError: another number of users or outcomes.
         Source:
-            see `choose`.
+            Lin 1992, experience replay.
         """
         cost = costs(outcomes, self.joint.users, self.goal)
         seen = self._state(state)
@@ -266,14 +237,16 @@ class DQN:
         self._filled += 1
         self._owed += self.training.updates
 
+    def guess(self, state: State) -> None:
+        """Nothing: it cannot say how sure it is; see `Learner.guess`.
+
+        Source:
+            ours.
+        """
+
     def save(self) -> bytes:
-        """Freeze everything it knows.
+        """Freeze everything; see `Learner.save`.
 
-        Returns:
-            CBOR bytes.
-
-        Raises:
-            nothing.
         Source:
             ours.
         """
@@ -292,46 +265,20 @@ class DQN:
         }
         return pack(self._kind(), self.joint.space, self.joint.floor, known)
 
-    @classmethod
-    def load(
-        cls,
-        space: Space,
-        floor: Floor,
-        data: bytes,
-        rng: np.random.Generator,
-        goal: Goal = "response",
-        head: Head = "joint",
-        training: Training = DEFAULT,
-    ) -> DQN:
-        """Go on where `save` stopped.
+    def restore(self, data: bytes) -> None:
+        """Go on where `save` stopped; see `Learner.restore`.
 
-        Args:
-            space: as they were.
-            floor: as they were.
-            goal: as they were.
-            head: as they were.
-            training: as they were.
-            data: of `save`.
-            rng: not used up; weights are replaced.
-
-        Returns:
-            A learner that takes the very same next step.
-
-        Raises:
-            ArtifactError: what was kept is of something else, or torn.
         Source:
             ours.
         """
-        learner = cls(space, floor, rng, goal, head, training)
-        known = unpack(learner._kind(), space, floor, data)
-        for name, array in learner.network.arrays().items():
+        known = unpack(self._kind(), self.joint.space, self.joint.floor, data)
+        for name, array in self.network.arrays().items():
             array[:] = known["network"][name]
-        learner.network.steps, learner._scale, learner._last = known["updates"], known["scale"], known["last"]
+        self.network.steps, self._scale, self._last = known["updates"], known["scale"], known["last"]
         full = len(known["seen"])
-        learner._seen[:full], learner._taken[:full] = known["seen"], known["taken"]
-        learner._cost[:full] = known["cost"]
-        learner._filled, learner._owed, learner.steps = known["filled"], known["owed"], known["steps"]
-        return learner
+        self._seen[:full], self._taken[:full] = known["seen"], known["taken"]
+        self._cost[:full] = known["cost"]
+        self._filled, self._owed, self.steps = known["filled"], known["owed"], known["steps"]
 
     def _kind(self) -> str:
         return f"{self.KIND} {self.head} {self.goal} {self.training.hidden} {self.training.replay}"

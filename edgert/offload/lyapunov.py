@@ -9,7 +9,7 @@ import numpy as np
 from edgert.offload.joint import F64, Joint, as_action, checked, costs
 from edgert.offload.planner import DEPTH_ONE, Planner
 from edgert.offload.saved import pack, unpack
-from edgert.offload.space import Action, Allowed, Floor, Goal, Outcome, Space, State, reachable
+from edgert.offload.space import Action, Allowed, Floor, Goal, Guess, Outcome, Space, State, reachable
 from edgert.offload.system_model import SystemModel
 
 KIND = "drift plus penalty"
@@ -51,7 +51,7 @@ class DriftPlusPenalty:
         self.joint, self.goal, self.patience = Joint(space, Floor()), goal, patience
         self._floor, self.sent_bytes = floor, sent_bytes
         self.wanted_frac = reachable(space, floor)
-        self.model = SystemModel(self.joint)
+        self.model = SystemModel(self.joint, goal)
         self.accuracy_owed = self.bytes_owed = 0.0
         self.steps = 0
         self._planner = Planner(self.joint)
@@ -59,53 +59,26 @@ class DriftPlusPenalty:
         self._sent = np.array([space.variants[choice.variant].input_bytes for choice in space.choices]) * away
 
     def choose(self, state: State, allowed: Allowed, rng: np.random.Generator) -> Action:
-        """The lowest sum of drift and penalty under a model that could be true.
+        """The lowest sum of drift and penalty under a model that could be true; see `Learner.choose`.
 
-        Args:
-            state: now.
-            allowed: of `space.allowed` with a floor of 0; masks hold.
-            rng: chance.
+        Masks hold; `allowed` is of a floor of 0 where accuracy is to hold on average over time.
 
-        Returns:
-            One choice for each user.
-
-        Raises:
-            UsageError: state or mask of another number of users.
         Source:
             Neely 2010, Stochastic Network Optimization, section 4.2.
         """
         return self._decide(state, allowed, self.model.sample(rng, BREADTH))
 
     def best(self, state: State, allowed: Allowed) -> Action:
-        """The lowest sum under the expectation.
+        """The lowest sum under the expectation; see `Learner.best`.
 
-        Args:
-            state: now.
-            allowed: of `space.allowed`.
-
-        Returns:
-            One choice for each user.
-
-        Raises:
-            UsageError: state or mask of another number of users.
         Source:
-            see `choose`.
+            Neely 2010, section 4.2.
         """
         return self._decide(state, allowed, self.model.mean)
 
     def observe(self, state: State, action: Action, outcomes: Sequence[Outcome]) -> None:
-        """Teach the model and move the queues.
+        """Teach the model and move the queues; see `Learner.observe`.
 
-        Args:
-            state: in which it was chosen.
-            action: that was taken.
-            outcomes: one for each user.
-
-        Returns:
-            Nothing.
-
-        Raises:
-            UsageError: another number of users or outcomes.
         Source:
             Neely 2010, equation 4.40: a queue grows by what was missed and never falls below zero.
         """
@@ -118,54 +91,33 @@ class DriftPlusPenalty:
             self.bytes_owed = max(0.0, self.bytes_owed + over)
         self.steps += 1
 
+    def guess(self, state: State) -> tuple[tuple[Guess, ...], ...]:
+        """What the system model expects; see `Learner.guess`.
+
+        Source:
+            see `SystemModel`.
+        """
+        return self.model.guess(checked(state, self.joint.users))
+
     def save(self) -> bytes:
-        """Freeze everything it knows.
+        """Freeze everything; see `Learner.save`.
 
-        Returns:
-            CBOR bytes.
-
-        Raises:
-            nothing.
         Source:
             ours.
         """
         owed = {"accuracy": self.accuracy_owed, "bytes": self.bytes_owed, "steps": self.steps}
         return pack(f"{KIND} {self.goal}", self.joint.space, self._floor, {"model": self.model.known(), **owed})
 
-    @classmethod
-    def load(
-        cls,
-        space: Space,
-        floor: Floor,
-        data: bytes,
-        goal: Goal = "response",
-        sent_bytes: int | None = None,
-        patience: int | float = 0.2,
-    ) -> DriftPlusPenalty:
-        """Go on where `save` stopped.
+    def restore(self, data: bytes) -> None:
+        """Go on where `save` stopped; see `Learner.restore`.
 
-        Args:
-            space: as they were.
-            floor: as they were.
-            goal: as they were.
-            sent_bytes: as they were.
-            patience: as they were.
-            data: of `save`.
-
-        Returns:
-            A learner that takes the very same next step.
-
-        Raises:
-            ArtifactError: what was kept is of something else, or torn.
         Source:
             ours.
         """
-        known = unpack(f"{KIND} {goal}", space, floor, data)
-        learner = cls(space, floor, goal, sent_bytes, patience)
-        learner.model.recall(known["model"])
-        learner.accuracy_owed, learner.bytes_owed = known["accuracy"], known["bytes"]
-        learner.steps = known["steps"]
-        return learner
+        known = unpack(f"{KIND} {self.goal}", self.joint.space, self._floor, data)
+        self.model.recall(known["model"])
+        self.accuracy_owed, self.bytes_owed = known["accuracy"], known["bytes"]
+        self.steps = known["steps"]
 
     def _decide(self, state: State, allowed: Allowed, weights: F64) -> Action:
         mask = self.joint.mask(allowed)

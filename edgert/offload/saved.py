@@ -12,7 +12,7 @@ from edgert import wire
 from edgert.errors import ArtifactError
 from edgert.offload.space import Floor, Space
 
-FORMAT = 2
+FORMAT = 3
 _ARRAY = "array"
 
 

@@ -151,7 +151,13 @@ class Guess(msgspec.Struct, frozen=True):
 
 
 class Learner(Protocol):
-    """What every learner of a joint choice can do. It has no clock and no dice."""
+    """What every learner of a joint choice can do. It has no clock and no dice.
+
+    Attributes:
+        steps: joint actions seen.
+    """
+
+    steps: int
 
     def choose(self, state: State, allowed: Allowed, rng: np.random.Generator) -> Action:
         """Decide, and explore: but never outside of `allowed` and the floor.
@@ -204,13 +210,43 @@ class Learner(Protocol):
         """
 
     def save(self) -> bytes:
-        """Freeze everything it knows; the class method `load(space, floor, data)` takes the very same next step.
+        """Freeze everything that was learned.
 
         Returns:
             CBOR bytes.
 
         Raises:
             nothing.
+        Source:
+            of each learner.
+        """
+
+    def restore(self, data: bytes) -> None:
+        """Go on where `save` stopped: the very same next step is taken.
+
+        Args:
+            data: of `save`, of a learner of the same kind, goal and settings over the same space and floor.
+
+        Returns:
+            Nothing.
+
+        Raises:
+            ArtifactError: what was kept is of something else, or torn; nothing was changed.
+        Source:
+            of each learner.
+        """
+
+    def guess(self, state: State) -> tuple[tuple[Guess, ...], ...] | None:
+        """Say what is expected of each choice of each user, others not counted.
+
+        Args:
+            state: now.
+
+        Returns:
+            (users, choices); None from a learner that cannot say how sure it is.
+
+        Raises:
+            UsageError: a state of another number of users.
         Source:
             of each learner.
         """

@@ -53,18 +53,8 @@ class Structured:
         self._target = np.zeros(size)
 
     def choose(self, state: State, allowed: Allowed, rng: np.random.Generator) -> Action:
-        """Explore by chance, else search.
+        """Explore by chance, else search; see `Learner.choose`.
 
-        Args:
-            state: now; not used, the model knows one state only.
-            allowed: of `space.allowed`.
-            rng: chance.
-
-        Returns:
-            One choice for each user; mask and floor hold.
-
-        Raises:
-            UsageError: state or mask of another number of users.
         Source:
             congestion games (Rosenthal 1973): what a resource costs depends on how many use it.
         """
@@ -74,19 +64,10 @@ class Structured:
         return self.best(state, allowed)
 
     def best(self, state: State, allowed: Allowed) -> Action:
-        """Search: all joint actions where they can be listed, else as the planner does.
+        """Search all joint actions where they can be listed, else as the planner does; see `Learner.best`.
 
-        Args:
-            state: now.
-            allowed: of `space.allowed`.
-
-        Returns:
-            One choice for each user; mask and floor hold.
-
-        Raises:
-            UsageError: state or mask of another number of users.
         Source:
-            see `choose`.
+            ours: exact where that takes less than 1 ms.
         """
         checked(state, self.joint.users)
         mask = self.joint.mask(allowed)
@@ -105,18 +86,8 @@ class Structured:
         return as_action(found[0])
 
     def observe(self, state: State, action: Action, outcomes: Sequence[Outcome]) -> None:
-        """Least squares, one answer after the other.
+        """Least squares, one answer after the other; see `Learner.observe`.
 
-        Args:
-            state: in which it was chosen.
-            action: that was taken.
-            outcomes: one for each user.
-
-        Returns:
-            Nothing.
-
-        Raises:
-            UsageError: another number of users or outcomes.
         Source:
             Sherman & Morrison 1950.
         """
@@ -130,45 +101,30 @@ class Structured:
             self._inverse -= np.outer(turned, turned / (1.0 + row @ turned))
             self._target += row * seconds
 
+    def guess(self, state: State) -> None:
+        """Nothing: it cannot say how sure it is; see `Learner.guess`.
+
+        Source:
+            ours.
+        """
+
     def save(self) -> bytes:
-        """Freeze everything it knows.
+        """Freeze everything; see `Learner.save`.
 
-        Returns:
-            CBOR bytes.
-
-        Raises:
-            nothing.
         Source:
             ours.
         """
         known = {"inverse": self._inverse, "target": self._target, "steps": self.steps}
         return pack(f"{self.KIND} {self.goal}", self.joint.space, self.joint.floor, known)
 
-    @classmethod
-    def load(
-        cls, space: Space, floor: Floor, data: bytes, goal: Goal = "response", rates: Rates = DEFAULT
-    ) -> Structured:
-        """Go on where `save` stopped.
+    def restore(self, data: bytes) -> None:
+        """Go on where `save` stopped; see `Learner.restore`.
 
-        Args:
-            space: as they were.
-            floor: as they were.
-            goal: as they were.
-            rates: as they were.
-            data: of `save`.
-
-        Returns:
-            A learner that takes the very same next step.
-
-        Raises:
-            ArtifactError: what was kept is of something else, or torn.
         Source:
             ours.
         """
-        known = unpack(f"{cls.KIND} {goal}", space, floor, data)
-        learner = cls(space, floor, goal, rates)
-        learner._inverse, learner._target, learner.steps = known["inverse"], known["target"], known["steps"]
-        return learner
+        known = unpack(f"{self.KIND} {self.goal}", self.joint.space, self.joint.floor, data)
+        self._inverse, self._target, self.steps = known["inverse"], known["target"], known["steps"]
 
     def _rows(self, action: Action) -> F64:
         users, choices = self.joint.users, self.joint.choices

@@ -13,7 +13,7 @@ import numpy as np
 
 from edgert.offload.change import Cusum
 from edgert.offload.joint import F64, Bools, Ints, Joint, Tables
-from edgert.offload.space import PLACES, State
+from edgert.offload.space import PLACES, Goal, Guess, State
 
 RTT_UNIT_S = 0.020
 NOISE_FRAC = 0.5
@@ -30,8 +30,11 @@ OUTLIER = 9.0
 LEAST = 0.02
 """No answer is expected sooner than this share of the first ones."""
 WALK_EVERY = 32
-DRIFT = 1e-5
-"""Variance that places gain with every step, in squares of the scale: what is not visited grows uncertain."""
+DRIFT = 1e-6
+"""Variance that places gain with every step, in squares of the scale: what is not visited grows uncertain. Ten times as
+much forgets within some fifty answers, and those cannot tell apart what differs by a few percent."""
+TRIPS_STD = 0.5
+"""Of how many round trips an answer from elsewhere takes; one is expected."""
 SHARED = 5
 WIDE = 0.5
 """Standard deviation that a change gives back to what has changed, in units of the scale."""
@@ -51,16 +54,17 @@ class SystemModel:
         cusum: of each user at each place, then of each place.
     """
 
-    def __init__(self, joint: Joint) -> None:
+    def __init__(self, joint: Joint, goal: Goal = "response") -> None:
         """Begin with the priors.
 
         Args:
             joint: the space.
+            goal: what costs are; of a response time a round trip is known to be a part.
 
         Raises:
             nothing.
         """
-        self.joint = joint
+        self.joint, self._goal = joint, goal
         self.scale: float | None = None
         self.noise_frac = NOISE_FRAC
         self.seen, self.squares = np.zeros(joint.choices), np.zeros(joint.choices)
@@ -186,6 +190,42 @@ class SystemModel:
         rows = self.features(state) if actions is None else self._rows(state, actions)
         return np.asarray(np.sqrt(np.square(rows @ self.root).sum(axis=-1)) * (self.scale or 1.0))
 
+    def spread(self, state: State, actions: Ints) -> F64:
+        """How sums over users may be off together.
+
+        Args:
+            state: now.
+            actions: (M, N) joint actions.
+
+        Returns:
+            (M, D) whose inner products are the covariances of the M sums, in squares of seconds.
+
+        Raises:
+            nothing.
+        Source:
+            as `std`.
+        """
+        sums = np.stack([self._rows(state, action).sum(axis=0) for action in actions])
+        return np.asarray(sums @ self.root * (self.scale or 1.0))
+
+    def guess(self, state: State) -> tuple[tuple[Guess, ...], ...]:
+        """Say what is expected of each choice of each user, others not counted.
+
+        Args:
+            state: now.
+
+        Returns:
+            (users, choices).
+
+        Raises:
+            nothing.
+        Source:
+            the mean and `std`.
+        """
+        tables = self.tables(state)
+        mean, std = np.maximum(tables.alone, tables.least), self.std(state)
+        return tuple(tuple(map(Guess, *rows)) for rows in zip(mean.tolist(), std.tolist(), strict=True))
+
     def scatter(self, actions: Ints, expected: F64) -> F64:
         """How much do single answers scatter?
 
@@ -230,7 +270,7 @@ class SystemModel:
         if not known.any():
             return self.cusum.feed(z)
         if self.scale is None:
-            self.scale = max(float(cost[known].mean()), 1e-9)
+            self._begin(max(float(cost[known].mean()), 1e-9))
         users, places = self.joint.users, len(PLACES)
         self._steps += 1
         if self._steps % WALK_EVERY == 0:
@@ -268,28 +308,45 @@ class SystemModel:
         self._widen(alarms)
         return alarms
 
+    def likelihood(self, state: State, action: Ints, cost: F64) -> float:
+        """How well does what came of a joint action fit a state?
+
+        Args:
+            state: in which it may have been.
+            action: (N,).
+            cost: (N,) seconds or joules; nan is unknown.
+
+        Returns:
+            The logarithm of the likelihood, but for a constant; 0 before anything was learned.
+
+        Raises:
+            nothing.
+        Source:
+            the posterior predictive of Bayesian linear regression (Bishop 2006, 3.58).
+        """
+        if self.scale is None:
+            return 0.0
+        rows = self._rows(state, action)
+        expected = np.maximum(rows @ self.mean, LEAST) * self.scale
+        unsure = np.square(rows @ self.root).sum(axis=1) * self.scale**2
+        variance = unsure + self.scatter(action[None], expected[None])[0]
+        return float(-0.5 * np.nansum(np.square(cost - expected) / variance + np.log(variance)))
+
     def known(self) -> dict[str, Any]:
         """Give away what was learned.
 
         Returns:
-            For `saved.pack`.
+            For `saved.pack`, or for `recall`, once; arrays are copies.
 
         Raises:
             nothing.
         Source:
             ours.
         """
-        return {
-            "scale": self.scale,
-            "noise_frac": self.noise_frac,
-            "seen": self.seen,
-            "squares": self.squares,
-            "mean": self.mean,
-            "root": self.root,
-            "steps": self._steps,
-            "up": self.cusum.up,
-            "down": self.cusum.down,
-        }
+        arrays = {"seen": self.seen, "squares": self.squares, "mean": self.mean, "root": self.root}
+        arrays |= {"up": self.cusum.up, "down": self.cusum.down}
+        known = {name: array.copy() for name, array in arrays.items()}
+        return {**known, "scale": self.scale, "noise_frac": self.noise_frac, "steps": self._steps}
 
     def recall(self, known: dict[str, Any]) -> None:
         """Take back what `known` gave.
@@ -309,6 +366,14 @@ class SystemModel:
         self.seen, self.squares = known["seen"], known["squares"]
         self.mean, self.root, self._steps = known["mean"], known["root"], known["steps"]
         self.cusum.up, self.cusum.down = known["up"], known["down"]
+
+    def _begin(self, scale: int | float) -> None:
+        """The first answers say what the weights are shares of."""
+        self.scale = scale
+        if self._goal == "response":
+            trip = np.arange(self._rtt, self._rtt + len(PLACES))
+            self.mean[trip] = RTT_UNIT_S / scale
+            self.root[trip, trip] = TRIPS_STD * RTT_UNIT_S / scale
 
     def _rows(self, state: State, action: Ints) -> F64:
         user, place, macs = np.arange(self.joint.users), self.joint.place[action], self.joint.macs[action]

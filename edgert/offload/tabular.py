@@ -63,18 +63,8 @@ class JointQ:
         self._heaps: dict[tuple[int, ...], list[tuple[float, Action]]] = {}
 
     def choose(self, state: State, allowed: Allowed, rng: np.random.Generator) -> Action:
-        """Explore by chance, else the best known.
+        """Explore by chance, else the best known; see `Learner.choose`.
 
-        Args:
-            state: now.
-            allowed: of `space.allowed`.
-            rng: chance.
-
-        Returns:
-            One choice for each user; mask and floor hold.
-
-        Raises:
-            UsageError: state or mask of another number of users.
         Source:
             Watkins 1989, epsilon-greedy; the next state does not depend on the action, so the discount is 0.
         """
@@ -84,19 +74,10 @@ class JointQ:
         return self.best(state, allowed)
 
     def best(self, state: State, allowed: Allowed) -> Action:
-        """The lowest entry.
+        """The lowest entry; the most accurate choices where nothing allowed was ever seen; see `Learner.best`.
 
-        Args:
-            state: now.
-            allowed: of `space.allowed`.
-
-        Returns:
-            One choice for each user; the most accurate ones where nothing allowed was ever seen.
-
-        Raises:
-            UsageError: state or mask of another number of users.
         Source:
-            see `choose`.
+            Watkins 1989.
         """
         key = levels(checked(state, self.joint.users))
         mask = self.joint.mask(allowed)
@@ -111,20 +92,10 @@ class JointQ:
         return min(fine, key=lambda action: table[action][1])
 
     def observe(self, state: State, action: Action, outcomes: Sequence[Outcome]) -> None:
-        """Move one entry.
+        """Move one entry; see `Learner.observe`.
 
-        Args:
-            state: in which it was chosen.
-            action: that was taken.
-            outcomes: one for each user.
-
-        Returns:
-            Nothing.
-
-        Raises:
-            UsageError: another number of users or outcomes.
         Source:
-            see `choose`.
+            Watkins 1989.
         """
         cost = float(costs(outcomes, self.joint.users, self.goal).sum())
         key = levels(checked(state, self.joint.users))
@@ -138,14 +109,16 @@ class JointQ:
         entry[1] += rate * (cost - entry[1])
         heapq.heappush(self._heaps.setdefault(key, []), (entry[1], action))
 
+    def guess(self, state: State) -> None:
+        """Nothing: it cannot say how sure it is; see `Learner.guess`.
+
+        Source:
+            ours.
+        """
+
     def save(self) -> bytes:
-        """Freeze everything it knows.
+        """Freeze everything; see `Learner.save`.
 
-        Returns:
-            CBOR bytes.
-
-        Raises:
-            nothing.
         Source:
             ours.
         """
@@ -156,33 +129,18 @@ class JointQ:
         known = {"tables": tables, "steps": self.steps}
         return pack(f"{self.KIND} {self.goal}", self.joint.space, self.joint.floor, known)
 
-    @classmethod
-    def load(cls, space: Space, floor: Floor, data: bytes, goal: Goal = "response", rates: Rates = DEFAULT) -> JointQ:
-        """Go on where `save` stopped.
+    def restore(self, data: bytes) -> None:
+        """Go on where `save` stopped; see `Learner.restore`.
 
-        Args:
-            space: as they were.
-            floor: as they were.
-            goal: as they were.
-            rates: as they were.
-            data: of `save`.
-
-        Returns:
-            A learner that takes the very same next step.
-
-        Raises:
-            ArtifactError: what was kept is of something else, or torn.
         Source:
             ours.
         """
-        known: dict[str, Any] = unpack(f"{cls.KIND} {goal}", space, floor, data)
-        learner = cls(space, floor, goal, rates)
-        learner.steps = known["steps"]
+        known: dict[str, Any] = unpack(f"{self.KIND} {self.goal}", self.joint.space, self.joint.floor, data)
+        self.steps = known["steps"]
         for key, rows in known["tables"]:
             table = {tuple(action): [count, mean] for action, count, mean in rows}
-            learner._tables[tuple(key)] = table
-            learner._heaps[tuple(key)] = sorted((mean, action) for action, (_, mean) in table.items())
-        return learner
+            self._tables[tuple(key)] = table
+            self._heaps[tuple(key)] = sorted((mean, action) for action, (_, mean) in table.items())
 
     def _fine(self, action: Action, mask: Any) -> bool:
         chosen: Ints = np.array(action, np.intp)
@@ -219,18 +177,8 @@ class UserQ:
         self._count, self._mean = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
 
     def choose(self, state: State, allowed: Allowed, rng: np.random.Generator) -> Action:
-        """Each user explores by chance, else takes its best.
+        """Each user explores by chance, else takes its best; see `Learner.choose`.
 
-        Args:
-            state: now.
-            allowed: of `space.allowed`.
-            rng: chance.
-
-        Returns:
-            One choice for each user; mask and floor hold.
-
-        Raises:
-            UsageError: state or mask of another number of users.
         Source:
             AutoScale (Kim & Wu, MICRO 2020), our reading; untried choices count as the best, so each is tried.
         """
@@ -241,37 +189,18 @@ class UserQ:
         return as_action(self.joint.cheapest(turned, self.joint.mask(allowed)))
 
     def best(self, state: State, allowed: Allowed) -> Action:
-        """Each user's lowest entry.
+        """Each user's lowest entry; see `Learner.best`.
 
-        Args:
-            state: now.
-            allowed: of `space.allowed`.
-
-        Returns:
-            One choice for each user; mask and floor hold.
-
-        Raises:
-            UsageError: state or mask of another number of users.
         Source:
-            see `choose`.
+            AutoScale, our reading.
         """
         return as_action(self.joint.cheapest(self._scores(state), self.joint.mask(allowed)))
 
     def observe(self, state: State, action: Action, outcomes: Sequence[Outcome]) -> None:
-        """Move one entry of each user.
+        """Move one entry of each user; see `Learner.observe`.
 
-        Args:
-            state: in which it was chosen.
-            action: that was taken.
-            outcomes: one for each user.
-
-        Returns:
-            Nothing.
-
-        Raises:
-            UsageError: another number of users or outcomes.
         Source:
-            see `choose`.
+            Watkins 1989.
         """
         cost = costs(outcomes, self.joint.users, self.goal)
         row = self._row(state)
@@ -282,43 +211,30 @@ class UserQ:
             rate = max(self.rates.step_size, 1.0 / float(self._count[at]))
             self._mean[at] += rate * (cost[user] - self._mean[at])
 
+    def guess(self, state: State) -> None:
+        """Nothing: it cannot say how sure it is; see `Learner.guess`.
+
+        Source:
+            ours.
+        """
+
     def save(self) -> bytes:
-        """Freeze everything it knows.
+        """Freeze everything; see `Learner.save`.
 
-        Returns:
-            CBOR bytes.
-
-        Raises:
-            nothing.
         Source:
             ours.
         """
         known = {"count": self._count, "mean": self._mean, "steps": self.steps}
         return pack(f"{self.KIND} {self.goal}", self.joint.space, self.joint.floor, known)
 
-    @classmethod
-    def load(cls, space: Space, floor: Floor, data: bytes, goal: Goal = "response", rates: Rates = DEFAULT) -> UserQ:
-        """Go on where `save` stopped.
+    def restore(self, data: bytes) -> None:
+        """Go on where `save` stopped; see `Learner.restore`.
 
-        Args:
-            space: as they were.
-            floor: as they were.
-            goal: as they were.
-            rates: as they were.
-            data: of `save`.
-
-        Returns:
-            A learner that takes the very same next step.
-
-        Raises:
-            ArtifactError: what was kept is of something else, or torn.
         Source:
             ours.
         """
-        known = unpack(f"{cls.KIND} {goal}", space, floor, data)
-        learner = cls(space, floor, goal, rates)
-        learner._count, learner._mean, learner.steps = known["count"], known["mean"], known["steps"]
-        return learner
+        known = unpack(f"{self.KIND} {self.goal}", self.joint.space, self.joint.floor, data)
+        self._count, self._mean, self.steps = known["count"], known["mean"], known["steps"]
 
     def _row(self, state: State) -> list[int]:
         shared = 8 * level(state.edge) + 64 * level(state.cloud)

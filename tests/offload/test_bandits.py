@@ -30,10 +30,11 @@ def test_floor_and_checkpoint(variants: tuple[Variant, ...], toy: Any, rule: Any
         action = learner.choose(world.state, may, rng)
         assert meets(space, floor, action)
         learner.observe(world.state, action, world.outcomes(action, rng))
-    again = LinearBandit.load(space, floor, learner.save(), rule=rule)
+    again = LinearBandit(space, floor, rule=rule)
+    again.restore(learner.save())
     assert world.teach(learner, 20, np.random.default_rng(1)) == world.teach(again, 20, np.random.default_rng(1))
     with pytest.raises(ArtifactError):
-        LinearBandit.load(space, Floor(), learner.save(), rule=rule)
+        LinearBandit(space, Floor(), rule=rule).restore(learner.save())
 
 
 def test_what_nobody_measured_teaches_nothing(variants: tuple[Variant, ...], toy: Any) -> None:

@@ -59,7 +59,8 @@ def test_floor_and_checkpoint(variants: tuple[Variant, ...], toy: Any, head: Any
         assert meets(space, floor, action)
         found.observe(world.state, action, world.outcomes(action, rng))
     data = found.save()
-    again = DQN.load(space, floor, data, np.random.default_rng(1), head=head, training=SMALL)
+    again = learner(space, floor, head)
+    again.restore(data)
     assert world.teach(found, 20, np.random.default_rng(1)) == world.teach(again, 20, np.random.default_rng(1))
     with pytest.raises(ArtifactError):
-        DQN.load(space, Floor(), data, np.random.default_rng(1), head=head, training=SMALL)
+        learner(space, Floor(), head).restore(data)

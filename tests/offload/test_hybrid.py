@@ -79,11 +79,12 @@ def test_it_goes_on_where_it_stopped(variants: tuple[Variant, ...], toy: Any, fl
     world, learner = toy(space), Hybrid(space, floor)
     learner_protocol: Learner = learner
     world.teach(learner_protocol, 40, np.random.default_rng(0))
-    again = Hybrid.load(space, floor, learner.save())
+    again = Hybrid(space, floor)
+    again.restore(learner.save())
     assert again.save() == learner.save()
     assert world.teach(learner, 20, np.random.default_rng(3)) == world.teach(again, 20, np.random.default_rng(3))
     with pytest.raises(ArtifactError):
-        Hybrid.load(space, Floor(), learner.save())
+        Hybrid(space, Floor()).restore(learner.save())
 
 
 def test_a_lost_answer_is_dear(variants: tuple[Variant, ...], toy: Any) -> None:
@@ -132,3 +133,31 @@ def test_states_of_others_are_refused(variants: tuple[Variant, ...]) -> None:
 
 def test_the_words_need_no_numpy() -> None:
     assert msgspec.to_builtins(Floor()) == {"accuracy_frac": 0.0, "per": "user"}
+
+
+def test_answers_before_a_late_report_are_put_down_to_the_new_state(variants: tuple[Variant, ...], toy: Any) -> None:
+    space, floor = full_space(variants, 1), Floor(0.9)
+    near, far = toy(space, (False,)), toy(space, (True,))
+    there = next(i for i, choice in enumerate(space.choices) if choice.place == "cloud")
+
+    def learned(reported_late: bool) -> float:
+        rng, learner = np.random.default_rng(0), Hybrid(space, floor)
+        near.teach(learner, 30, rng)
+        for _ in range(12):
+            learner.observe(near.state, (there,), near.outcomes((there,), rng))
+        for step in range(7):  # the link has become slow, and nobody says so before the seventh
+            told = near.state if reported_late and step < 6 else far.state
+            learner.observe(told, (there,), far.outcomes((there,), rng))
+        return learner.guess(near.state)[0][there].response_s
+
+    truth = near.seconds((there,))[0]
+    assert abs(learned(True) - learned(False)) < 0.05 * truth
+    assert learned(True) == pytest.approx(truth, rel=0.2)
+
+
+def test_once_it_knows_it_seldom_tries_anything_else(variants: tuple[Variant, ...], toy: Any) -> None:
+    space, floor = full_space(variants, 2), Floor(0.88)
+    world, learner = toy(space), Hybrid(space, floor)
+    costs = world.teach(learner, 200, np.random.default_rng(0))
+    assert np.mean(costs[150:]) < 1.02 * lowest(space, floor, world)
+    assert np.mean(costs[150:]) < np.mean(costs[:50])

@@ -38,7 +38,8 @@ def test_it_goes_on_where_it_stopped(variants: tuple[Variant, ...], toy: Any) ->
     space, floor = full_space(variants, 2), Floor(0.86)
     world, learner = toy(space), DriftPlusPenalty(space, floor)
     world.teach(learner, 30, np.random.default_rng(0))
-    again = DriftPlusPenalty.load(space, floor, learner.save())
+    again = DriftPlusPenalty(space, floor)
+    again.restore(learner.save())
     assert world.teach(learner, 20, np.random.default_rng(1)) == world.teach(again, 20, np.random.default_rng(1))
     with pytest.raises(ArtifactError):
-        DriftPlusPenalty.load(space, Floor(), learner.save())
+        DriftPlusPenalty(space, Floor()).restore(learner.save())

@@ -29,8 +29,8 @@ def test_floor_and_checkpoint(variants: tuple[Variant, ...], toy: Any, users: in
         action = learner.choose(world.state, may, rng)
         assert meets(space, floor, action)
         learner.observe(world.state, action, world.outcomes(action, rng))
-    rates = Rates(decay=0.2)
-    again = Structured.load(space, floor, learner.save(), rates=rates)
+    again = Structured(space, floor, rates=Rates(decay=0.2))
+    again.restore(learner.save())
     assert world.teach(learner, 10, np.random.default_rng(1)) == world.teach(again, 10, np.random.default_rng(1))
     with pytest.raises(ArtifactError):
-        Structured.load(space, Floor(), learner.save())
+        Structured(space, Floor()).restore(learner.save())

@@ -91,3 +91,37 @@ def test_nothing_known_teaches_nothing(variants: tuple[Variant, ...], toy: Any) 
     model = SystemModel(joint)
     assert not model.update(toy(joint.space).state, np.array([0]), np.array([np.nan])).any()
     assert model.scale is None
+
+
+def test_covariances_of_joint_actions_are_those_of_drawn_models(variants: tuple[Variant, ...], toy: Any) -> None:
+    joint = Joint(full_space(variants, 2), Floor())
+    world = toy(joint.space)
+    model, rng = taught(joint, world, 60), np.random.default_rng(0)
+    actions = np.array([[0, 9], [10, 18]])
+    drawn = np.array(
+        [joint.expect(model.tables(world.state, model.sample(rng)), actions).sum(axis=1) for _ in range(1500)]
+    )
+    rows = model.spread(world.state, actions)
+    assert np.allclose(np.cov(drawn.T), rows @ rows.T, rtol=0.2, atol=0.1 * (rows @ rows.T).max())
+
+
+def test_an_answer_is_likelier_in_the_state_that_it_was_given_in(variants: tuple[Variant, ...], toy: Any) -> None:
+    joint = Joint(full_space(variants, 1), Floor())
+    near, far = toy(joint.space, (False,)), toy(joint.space, (True,))
+    model, rng = taught(joint, near, 60), np.random.default_rng(1)
+    action = np.array([8])
+    cost = np.array([near.outcomes((8,), rng)[0].response_s])
+    assert model.likelihood(near.state, action, cost) > model.likelihood(far.state, action, cost) + 1.0
+    assert SystemModel(joint).likelihood(near.state, action, cost) == 0.0
+    assert model.likelihood(near.state, action, np.array([np.nan])) == 0.0
+
+
+def test_a_round_trip_is_expected_to_cost_its_time_and_no_joules(variants: tuple[Variant, ...], toy: Any) -> None:
+    joint = Joint(full_space(variants, 1), Floor())
+    near, far = toy(joint.space, (False,)), toy(joint.space, (True,))
+    edge = next(i for i, place in enumerate(joint.place) if place == 1)
+    for goal, wanted in (("response", 0.038), ("energy", 0.0)):
+        model = SystemModel(joint, goal)  # type: ignore[arg-type]  # one of its words
+        model.update(near.state, np.array([0]), np.array([0.1]))
+        apart = model.guess(far.state)[0][edge].response_s - model.guess(near.state)[0][edge].response_s
+        assert abs(apart - wanted) < 0.005

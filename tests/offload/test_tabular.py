@@ -40,10 +40,11 @@ def test_it_goes_on_where_it_stopped(variants: tuple[Variant, ...], toy: Any, ki
     space = paper_space(variants, 2)
     world, learner = toy(space), kind(space, Floor())
     world.teach(learner, 50, np.random.default_rng(0))
-    again = kind.load(space, Floor(), learner.save())
+    again = kind(space, Floor())
+    again.restore(learner.save())
     assert world.teach(learner, 30, np.random.default_rng(1)) == world.teach(again, 30, np.random.default_rng(1))
     with pytest.raises(ArtifactError):
-        kind.load(space, Floor(0.5), learner.save())
+        kind(space, Floor(0.5)).restore(learner.save())
 
 
 def test_an_entry_that_rises_is_the_best_no_more(variants: tuple[Variant, ...], toy: Any) -> None:

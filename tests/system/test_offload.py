@@ -253,7 +253,7 @@ def test_hostile_answers_are_named_and_never_believed(place, mosquitto, until):
     assert shown["faults"]["answer-malformed"] == len(lies) and shown["faults"]["load-malformed"] == 1
     # A program that talks nonsense is told so, and hurts nobody.
     with Inference(device.socket) as program:
-        program._connected(time.monotonic() + 5).send_map({"id": "x", "data": 5})
+        program._connection._connected(time.monotonic() + 5).send_map({"id": "x", "data": 5})
         with pytest.raises(UsageError, match="malformed"):
             program._ask({"data": 5}, 5.0)
     kept = device.folder / "offload.cbor"

@@ -12,6 +12,7 @@ from edgert.offload.hybrid import Hybrid
 from edgert.offload.joint import Joint
 from edgert.offload.space import Allowed, Floor, Learner, Space, State, allowed
 from edgert.offload.tabular import Rates
+from tools.bench.hybrid.dyna import Dyna
 from tools.bench.offload.play import translate
 from tools.bench.offload.world import World
 
@@ -32,6 +33,7 @@ class Found(NamedTuple):
         cpu_s: by each share: spent on deciding and learning until then.
         total_s: by each share: that, and the time that the joint actions themselves took.
         gap: at the end.
+        log_gap: mean over the run of the logarithm of the gap, which counts as 0.1 % at least.
         model_error: of a system model at the end, mean absolute share over joint actions of the floor; None without.
     """
 
@@ -41,6 +43,7 @@ class Found(NamedTuple):
     total_s: tuple[float, ...]
     gap: float
     model_error: float | None
+    log_gap: float
 
 
 class Scene:
@@ -78,7 +81,7 @@ class Scene:
         """Whose turn it is."""
         return step // SWITCH_EVERY % len(self.worlds)
 
-    def gap(self, learner: Learner) -> float:
+    def gap(self, learner: Learner | Dyna) -> float:
         """How far the greedy choice is above the oracle, in the worst of the worlds."""
         found = []
         for world, state, oracle in zip(self.worlds, self.states, self.oracles, strict=True):
@@ -94,9 +97,11 @@ class _Watch:
         self.since: list[tuple[int, float, float] | None] = [None] * len(WITHIN)
         self.held = [0] * len(WITHIN)
         self.found: list[tuple[int, float, float] | None] = [None] * len(WITHIN)
+        self.log_gaps: list[float] = []
 
     def look(self, gap: float, now: tuple[int, float, float]) -> bool:
         """Take one evaluation; True when everything has been found."""
+        self.log_gaps.append(float(np.log(max(gap, 1e-3))))
         for at, share in enumerate(WITHIN):
             if gap > share + 1e-9:
                 self.since[at], self.held[at] = None, 0
@@ -108,8 +113,9 @@ class _Watch:
                 self.found[at] = self.since[at]
         return all(each is not None for each in self.found)
 
-    def result(self, cap: tuple[int, float, float], gap: float, model_error: float | None) -> Found:
-        """Sum up; what was not found is censored at the cap."""
+    def result(self, cap: tuple[int, float, float], evaluations: int, gap: float, model_error: float | None) -> Found:
+        """Sum up; what was not found is censored at the cap, and who has converged would have stayed as it was."""
+        kept = self.log_gaps + [float(np.mean(self.log_gaps[-EVALUATIONS:]))] * (evaluations - len(self.log_gaps))
         whole = [each or cap for each in self.found]
         return Found(
             tuple(each[0] for each in whole),
@@ -118,10 +124,11 @@ class _Watch:
             tuple(each[1] + each[2] for each in whole),
             gap,
             model_error,
+            float(np.mean(kept)),
         )
 
 
-def converge(learner: Learner, scene: Scene, cap: int, stride: int, rng: np.random.Generator) -> Found:
+def converge(learner: Learner | Dyna, scene: Scene, cap: int, rng: np.random.Generator) -> Found:
     """Let a learner learn until it has converged, or the cap."""
     watch, cpu_s, took_s, gap = _Watch(), 0.0, 0.0, np.inf
     for step in range(cap):
@@ -135,14 +142,13 @@ def converge(learner: Learner, scene: Scene, cap: int, stride: int, rng: np.rand
         learner.observe(state, action, outcomes)
         cpu_s += time.process_time() - began
         took_s += max(outcome.response_s or 0.0 for outcome in outcomes)
-        if (step + 1) % stride == 0:
-            gap = scene.gap(learner)
-            if watch.look(gap, (step + 1, cpu_s, took_s)):
-                break
-    return watch.result((cap, cpu_s, took_s), gap, model_error(learner, scene, rng))
+        gap = scene.gap(learner)
+        if watch.look(gap, (step + 1, cpu_s, took_s)):
+            break
+    return watch.result((cap, cpu_s, took_s), cap, gap, model_error(learner, scene, rng))
 
 
-def model_error(learner: Learner, scene: Scene, rng: np.random.Generator) -> float | None:
+def model_error(learner: Learner | Dyna, scene: Scene, rng: np.random.Generator) -> float | None:
     """How far a system model is off, over joint actions drawn by chance."""
     if not isinstance(learner, Hybrid):
         return None
@@ -188,4 +194,4 @@ def table(scene: Scene, rates: Rates, cap: int, rng: np.random.Generator) -> Fou
         )
         if watch.look(gap, (steps, cpu_s, took_s)):
             break
-    return watch.result((cap, cpu_s, took_s), gap, None)
+    return watch.result((cap, cpu_s, took_s), cap // BLOCK, gap, None)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgert.offload.dqn import Network
-from edgert.offload.joint import Ints, Joint, as_action, costs
+from edgert.offload.joint import MOST, Ints, Joint, as_action, costs
 from edgert.offload.planner import DEPTH_ONE, Planner
 from edgert.offload.space import Action, Allowed, Floor, Outcome, Space, State
 
@@ -78,10 +78,6 @@ class Dyna:
         self._cost.append((cost / self._scale).astype(np.float32))
         self._owed = True
 
-    def save(self) -> bytes:
-        """Nothing: it lives as long as a comparison."""
-        return b""
-
     def _rows(self, actions: Ints) -> F32:
         rows = np.zeros((len(actions), self.joint.users * self.joint.choices), np.float32)
         column = np.arange(self.joint.users) * self.joint.choices + actions
@@ -99,6 +95,14 @@ class Dyna:
             DEPTH_ONE,
         )
         return np.asarray(found[0])
+
+    def _drawn(self, allowed: Allowed, rng: np.random.Generator) -> Ints:
+        """A batch of joint actions by chance."""
+        size = self.planning.batch
+        if np.prod(self.joint.mask(allowed).sum(axis=1).astype(float)) > MOST:
+            return np.stack([self.joint.draw(allowed, rng, tries=2) for _ in range(size)])
+        every = self.joint.every(allowed)
+        return np.asarray(every[rng.integers(len(every), size=size)])
 
     def _learn(self, allowed: Allowed, rng: np.random.Generator) -> None:
         plan = self.planning
@@ -119,7 +123,7 @@ class Dyna:
                 rows, target = batch()
                 network.train(rows, target, each, plan.learning_rate)
         for _ in range(plan.simulated):
-            actions = np.stack([self.joint.draw(allowed, rng, tries=2) for _ in range(plan.batch)])
+            actions = self._drawn(allowed, rng)
             rows = self._rows(actions)
             told = np.stack([network.value(rows).mean(axis=1) for network in self.models])
             doubt = told.std(axis=0)

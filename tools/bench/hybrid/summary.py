@@ -13,12 +13,13 @@ from tools.bench.hybrid.converge import BLOCK, EVALUATIONS, SWITCH_EVERY, WITHIN
 
 HOW = f"""Ten actions a user (eight models at home, the full one at the edge and in the cloud), floor on average;
 simulated worlds (tools/bench/offload/world.py). A sample is one joint action. Converged: the first sample from which on
-{EVALUATIONS} evaluations of the greedy choice are within {WITHIN[0]:.0%} (and {WITHIN[1]:.0%}) of the exhaustive oracle
-and hold the floor. Not converged counts as the cap, and makes a ratio an upper bound. joint table: Q-learning over all
-joint actions, evaluated every {BLOCK} samples. matched DQN: the same network with 8 or 32 updates a sample, which is at
-least the processor time of ours. cpu_s: deciding and learning; total_s: and waiting for answers. switching: two link
-settings and two loads take turns every {SWITCH_EVERY} joint actions. full: 24 choices a user. Settings of all others
-were tuned on seeds from 1000 on, which are not reported. Intervals: bootstrap over seeds."""
+{EVALUATIONS} evaluations of the greedy choice are within {WITHIN[0]:.0%} (and {WITHIN[1]:.0%}) of the exhaustive
+oracle and hold the floor. Not converged counts as the cap, and makes a ratio an upper bound. joint table:
+Q-learning over all joint actions, evaluated every {BLOCK} samples. matched DQN: the same network with 8 or 32
+updates a sample, which is at least the processor time of ours. cpu_s: deciding and learning; total_s: and waiting
+for answers. switching: two link settings and two loads take turns every {SWITCH_EVERY} joint actions. full: 24
+choices a user. Settings of all (eight of each learner, ours too; twelve of the joint table) were tuned on seeds
+from 1000 on, which are not reported. Intervals: bootstrap over seeds."""
 DRAWS = 2000
 Row = Mapping[str, Any]
 Key = tuple[str, int, str, str]

@@ -15,8 +15,10 @@ from edgert.offload.space import Floor, Learner, Space
 from edgert.offload.structured import Structured
 from edgert.offload.tabular import JointQ, Rates, UserQ
 
-TUNING_SEEDS = range(1000, 1003)
-"""Settings were chosen on these; the seeds that are reported begin at 0."""
+TUNING_SEEDS = range(1000, 1002)
+"""Settings were chosen on these; the seeds that are reported begin at `FIRST_SEED`."""
+SETTINGS = 8
+"""Each way to decide that has any settings has so many to choose from, ours as well."""
 PENALTY = 10.0
 """Times the slowest fixed choice: the published reward, when the average accuracy misses the floor."""
 
@@ -53,8 +55,11 @@ def _dqn(head: Any) -> Make:
 
 
 DECAYS = tuple(
-    Rates(step_size=step, decay=decay, explore_least=0.01) for decay in (0.01, 0.03, 0.1) for step in (0.0, 0.1)
+    Rates(step_size=step, decay=decay, explore_least=0.01) for decay in (0.01, 0.03, 0.1, 0.3) for step in (0.0, 0.1)
 )
+BREADTHS = (0.1, 0.01, 0.03, 0.2, 0.3, 0.5, 1.0, 2.0)
+HORIZONS = (50, 10, 25, 75, 100, 150, 200, 400)
+EXPLORING = tuple(Rates(decay=decay, explore_least=least) for decay in (0.01, 0.03, 0.1, 0.3) for least in (0.01, 0.05))
 NETS = tuple(
     Training(hidden=32, learning_rate=rate, decay=decay, updates=updates, explore_least=0.01)
     for rate in (1e-3, 5e-3)
@@ -73,14 +78,14 @@ ARMS: dict[str, Arm] = {
     "published RL": Arm("paper", _rates(JointQ), DECAYS, floor="penalty"),
     "DQN": Arm("full", _dqn("joint"), NETS),
     "branching DQN": Arm("full", _dqn("branches"), NETS),
-    "LinUCB": Arm("full", _bandit("ucb"), (0.1, 0.03, 0.3, 1.0)),
-    "Thompson": Arm("full", _bandit("thompson"), (0.1, 0.03, 0.3, 1.0)),
-    "structured": Arm("full", _rates(Structured), DECAYS[::2]),
+    "LinUCB": Arm("full", _bandit("ucb"), BREADTHS),
+    "Thompson": Arm("full", _bandit("thompson"), BREADTHS),
+    "structured": Arm("full", _rates(Structured), EXPLORING),
     "drift plus penalty": Arm(
         "full",
         lambda space, floor, rng, patience: DriftPlusPenalty(space, floor, patience=patience),
-        (0.2, 0.05, 1.0),
+        (0.2, 0.05, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0),
         floor="time",
     ),
-    "hybrid": Arm("full", lambda space, floor, rng, _: Hybrid(space, floor)),
+    "hybrid": Arm("full", lambda space, floor, rng, horizon: Hybrid(space, floor, horizon=horizon), HORIZONS),
 }

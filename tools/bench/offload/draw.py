@@ -10,7 +10,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from tools.bench.offload.play import LAG, STEPS
+from tools.bench.offload.play import LAG, steps_before
 from tools.bench.offload.summary import by_cell, gap
 
 COLOURS = {
@@ -72,12 +72,12 @@ def _curves(axis: Any, rows: Sequence[Mapping[str, Any]]) -> None:
         axis.plot(np.arange(1, len(mean) + 1), smooth, color=colour, lw=1.6 if name == "hybrid" else 1.0, label=name)
     ours = [row for row in shown if row["arm"] == "hybrid"]
     if ours:
-        length = len(ours[0]["curve_s"])
-        for key, begin, end in (("oracle_s", 0, STEPS), ("after_oracle_s", STEPS, length)):
+        length, flip = len(ours[0]["curve_s"]), steps_before(ours[0]["users"])
+        for key, begin, end in (("oracle_s", 0, flip), ("after_oracle_s", flip, length)):
             level = 1e3 * float(np.mean([row[key] for row in ours]))
             axis.plot([begin, end], [level, level], color="#333333", lw=0.8, ls="--")
-        axis.axvspan(STEPS, STEPS + LAG, color="#dddddd")
-        axis.annotate("links flip", (STEPS, axis.get_ylim()[1]), ha="right", va="top", fontsize=8)
+        axis.axvspan(flip, flip + LAG, color="#dddddd")
+        axis.annotate("links flip", (flip, axis.get_ylim()[1]), ha="right", va="top", fontsize=8)
         first = ours[0]
         axis.set_title(f"{first['users']} users, links {first['links']}, floor {first['floor']} %", fontsize=9)
     axis.set_xlabel("joint actions")

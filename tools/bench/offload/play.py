@@ -12,7 +12,9 @@ from edgert.offload.space import Action, Floor, Outcome, Space, accuracy_frac, a
 from tools.bench.offload.arms import PENALTY, Arm
 from tools.bench.offload.world import World
 
-STEPS, AFTER = 150, 60
+REQUESTS, STEPS_LEAST = 600, 150
+"""Before the flip: so many requests of all users together, but no fewer joint actions than that."""
+AFTER = 120
 STEADY = 50
 """The last joint actions before the flip, by which response times are judged."""
 WARM_UP = 50
@@ -21,6 +23,11 @@ LAG = 5
 CLOSE = 1.05
 HELD = 20
 """So many greedy choices one after the other within CLOSE of the oracle end the recovery."""
+
+
+def steps_before(users: int) -> int:
+    """Joint actions until all links flip."""
+    return max(STEPS_LEAST, REQUESTS // users)
 
 
 class Row(NamedTuple):
@@ -86,6 +93,7 @@ def play(
 ) -> Row:
     """Run one arm through one setting: in the first of two worlds, then in the second."""
     before, after = worlds
+    flip = steps_before(before.case.users)
     rng = np.random.default_rng([seed, before.case.users, ord(before.case.links), 77])
     own = Floor() if arm.floor in ("none", "penalty") else floor
     learner = arm.make(space, own, rng, setting)
@@ -97,9 +105,9 @@ def play(
     states = (before.state(), after.state())
     recovery, held = AFTER, 0
     known: dict[Action, bool] = {}
-    for step in range(STEPS + AFTER):
-        world = before if step < STEPS else after
-        state = states[step >= STEPS + LAG]
+    for step in range(flip + AFTER):
+        world = before if step < flip else after
+        state = states[step >= flip + LAG]
         began = time.process_time()
         chosen = learner.choose(state, may, rng)
         decided.append(time.process_time() - began)
@@ -113,35 +121,33 @@ def play(
         learner.observe(state, chosen, fed)
         learned.append(time.process_time() - began)
         chosen_all.append(action)
-        if step < STEPS:
+        if step < flip:
             broken.append(not good)
-            if step >= STEPS - STEADY:
+            if step >= flip - STEADY:
                 answers.append([outcome.response_s or 0.0 for outcome in outcomes])
-        if step == STEPS - 1:
+        if step == flip - 1:
             greedy = world.mean_s(tuple(index[each] for each in learner.best(state, may)))
-        if step >= STEPS and recovery == AFTER:
+        if step >= flip and recovery == AFTER:
             best = tuple(index[each] for each in learner.best(state, may))
             if best not in known:
                 known[best] = world.mean_s(best) <= CLOSE * late
             held = held + 1 if known[best] else 0
             if held >= HELD:
-                recovery = step - STEPS - HELD + 2
+                recovery = step - flip - HELD + 2
     table = np.array(answers)
     taken = np.array(chosen_all)
-    costs = np.concatenate([before.means(taken[:STEPS]), after.means(taken[STEPS:])]).mean(axis=1)
+    costs = np.concatenate([before.means(taken[:flip]), after.means(taken[flip:])]).mean(axis=1)
     return Row(
         **names,
         seed=seed,
         oracle_s=oracle,
-        learning_s=float(np.mean(costs[:STEPS])),
-        steady_s=float(np.mean(costs[STEPS - STEADY : STEPS])),
+        learning_s=float(np.mean(costs[:flip])),
+        steady_s=float(np.mean(costs[flip - STEADY : flip])),
         mean_s=float(table.mean()),
         p95_s=float(np.percentile(table, 95)),
         p99_s=float(np.percentile(table, 99)),
         worst_s=float(table.mean(axis=0).max()),
-        accuracy_frac=float(
-            np.mean([accuracy_frac(before.space, each) for each in chosen_all[STEPS - STEADY : STEPS]])
-        ),
+        accuracy_frac=float(np.mean([accuracy_frac(before.space, each) for each in chosen_all[flip - STEADY : flip]])),
         broken=int(np.sum(broken)),
         broken_late=int(np.sum(broken[WARM_UP:])),
         greedy_s=greedy,

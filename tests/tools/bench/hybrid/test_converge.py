@@ -41,12 +41,12 @@ class Knows:
 
 def test_who_knows_the_oracle_needs_one_sample(scene: Scene) -> None:
     best = tuple(scene.actions[int(scene.means[0].argmin())].tolist())  # type: ignore[index]  # two users are listed
-    found = converge(Knows(best), scene, 500, 1, np.random.default_rng(0))
+    found = converge(Knows(best), scene, 500, np.random.default_rng(0))
     assert found.samples == (1, 1) and found.censored == (False, False) and found.gap < 1e-9
 
 
 def test_who_never_gets_there_is_counted_at_the_cap(scene: Scene) -> None:
-    found = converge(Knows((8, 8)), scene, 150, 1, np.random.default_rng(0))
+    found = converge(Knows((8, 8)), scene, 150, np.random.default_rng(0))
     assert found.samples == (150, 150) and all(found.censored)
 
 
@@ -54,12 +54,12 @@ def test_one_slip_begins_the_hundred_anew() -> None:
     watch = _Watch()
     gaps = [0.0] * 60 + [0.03] + [0.0] * 200
     ended = [watch.look(gap, (at, 0.0, 0.0)) for at, gap in enumerate(gaps)]
-    assert watch.result((999, 0.0, 0.0), 0.0, None).samples == (61, 0)
+    assert watch.result((999, 0.0, 0.0), 999, 0.0, None).samples == (61, 0)
     assert ended.index(True) == 60 + EVALUATIONS
 
 
 def test_hybrid_needs_fewer_samples_than_the_table(scene: Scene) -> None:
-    ours = converge(Hybrid(scene.space, FLOOR), scene, 400, 1, np.random.default_rng(0))
+    ours = converge(Hybrid(scene.space, FLOOR), scene, 400, np.random.default_rng(0))
     theirs = table(scene, Rates(decay=1e-3, explore_least=0.1), 40 * BLOCK, np.random.default_rng(0))
     assert ours.samples[1] < theirs.samples[1]
     assert ours.model_error is not None and ours.model_error < 0.3
@@ -67,7 +67,7 @@ def test_hybrid_needs_fewer_samples_than_the_table(scene: Scene) -> None:
 
 def test_dyna_learns(scene: Scene) -> None:
     rng = np.random.default_rng(0)
-    found = converge(Dyna(scene.space, FLOOR, rng, Planning(simulated=2, decay=0.05)), scene, 80, 4, rng)
+    found = converge(Dyna(scene.space, FLOOR, rng, Planning(simulated=2, decay=0.05)), scene, 80, rng)
     assert found.gap < 0.3
 
 

@@ -20,7 +20,7 @@ def worlds() -> list[World]:
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"STEPS": 40, "AFTER": 30, "STEADY": 20, "WARM_UP": 10}.items():
+    for name, value in {"REQUESTS": 80, "STEPS_LEAST": 40, "AFTER": 30, "STEADY": 20, "WARM_UP": 10}.items():
         monkeypatch.setattr(module, name, value)
 
 

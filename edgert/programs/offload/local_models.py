@@ -58,7 +58,7 @@ class Done(NamedTuple):
     failed: bool = False
 
 
-class Hands:
+class LocalModels:
     """The thread and what waits for it.
 
     Attributes:

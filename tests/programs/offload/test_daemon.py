@@ -1,4 +1,4 @@
-"""A chooser in this process, with a broker that is not there: what programs may say, and what it makes of bundles."""
+"""The daemon in this process, with a broker that is not there: what programs may say, and what it makes of bundles."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from edgert.config import parse
 from edgert.errors import ConfigError, LinkError, UsageError
 from edgert.ports import ipc
 from edgert.ports.process import Layout, Parent
-from edgert.programs import offload as program
+from edgert.programs.offload import daemon as program
 from edgert.values import Budget, Hello, ServiceReport, Stop
 
-MODELS = Path(__file__).parents[2] / "models"
+MODELS = Path(__file__).parents[3] / "models"
 DIGITS = [MODELS / f"digits-{name}.edgert" for name in ("1-full-int8", "0.25-early-int8")]
 PICTURE = np.zeros((8, 8, 1), np.uint8)
 
@@ -45,14 +45,14 @@ class Running:
 
     def __init__(self, folder, **options):
         said = config(folder, **options)
-        self.chooser = program.Chooser(said, Layout(said), Parent(folder / "control.sock", "offload"))
+        self.daemon = program.Daemon(said, Layout(said), Parent(folder / "control.sock", "offload"))
         self.flag, self.ended = Flag(), []
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
         self.inference = Inference(said.offload.socket, 10.0)
 
     def _run(self):
-        self.ended.append(self.chooser.run(self.flag))
+        self.ended.append(self.daemon.run(self.flag))
 
     def stop(self):
         self.flag.asked = True
@@ -113,7 +113,7 @@ def test_what_makes_no_sense_is_refused_by_name_and_the_next_is_answered(running
 
 def test_one_program_cannot_take_all_the_places_and_too_many_are_sent_away(running):
     one = running()
-    channel = one.inference._connected(time.monotonic() + 5)
+    channel = one.inference._connection._connected(time.monotonic() + 5)
     for i in range(program.MAX_EACH + 20):
         channel.send_map({"id": i + 1, "data": bytes(64 * 256), "rows": 256, "deadline_s": 60.0})
     told = []
@@ -123,7 +123,7 @@ def test_one_program_cannot_take_all_the_places_and_too_many_are_sent_away(runni
         told += channel.receive_maps()
     assert len(told) == program.MAX_EACH + 20
     assert {each["error"] for each in told if "error" in each} <= {"too-many-requests"}
-    crowd = [Inference(one.chooser.said.socket, 5.0) for _ in range(program.MAX_CLIENTS + 2)]
+    crowd = [Inference(one.daemon.said.socket, 5.0) for _ in range(program.MAX_CLIENTS + 2)]
     refused = 0
     for each in crowd:
         try:

@@ -8,7 +8,7 @@ import pytest
 
 from edgert import modelfile
 from edgert.ports.runtime.model import Model
-from edgert.programs.hands import Hands, Work
+from edgert.programs.offload.local_models import LocalModels, Work
 
 MANIFEST = SimpleNamespace(input=modelfile.Tensor(shape=(2,), dtype="float32"), name="m")
 
@@ -22,11 +22,11 @@ def rows(value=0.0):
 
 
 @pytest.fixture
-def hands():
+def models():
     made = []
 
     def make(*runs):
-        made.append(Hands({i: model(run) for i, run in enumerate(runs)}))
+        made.append(LocalModels({i: model(run) for i, run in enumerate(runs)}))
         return made[-1]
 
     yield make
@@ -34,8 +34,8 @@ def hands():
         each.close()
 
 
-def test_work_is_done_and_its_pace_learned(hands, until):
-    one = hands(lambda x: x * 2)
+def test_work_is_done_and_its_pace_learned(models, until):
+    one = models(lambda x: x * 2)
     before = one.paces[0]
     one.put(Work(7, 0, rows(3.0), lambda: True), 1.0)
     (done,) = until_done(one, 1, until)
@@ -43,18 +43,18 @@ def test_work_is_done_and_its_pace_learned(hands, until):
     assert one.paces[0] != before and one.waits_s(0.0) == 0
 
 
-def until_done(hands, n, until):
+def until_done(models, n, until):
     found = []
 
     def ready():
-        found.extend(hands.done())
+        found.extend(models.done())
         return len(found) >= n
 
     until(ready, "work")
     return found
 
 
-def test_the_earliest_due_is_done_first_and_what_nobody_wants_not_at_all(hands, until):
+def test_the_earliest_due_is_done_first_and_what_nobody_wants_not_at_all(models, until):
     hold, began = threading.Event(), []
 
     def run(x):
@@ -63,7 +63,7 @@ def test_the_earliest_due_is_done_first_and_what_nobody_wants_not_at_all(hands, 
             hold.wait(10)
         return x
 
-    one = hands(run)
+    one = models(run)
     one.put(Work(1, 0, rows(1.0), lambda: True), 9.0)
     until(lambda: began, "the first")
     one.put(Work(2, 0, rows(2.0), lambda: True), 8.0)
@@ -77,8 +77,8 @@ def test_the_earliest_due_is_done_first_and_what_nobody_wants_not_at_all(hands, 
 
 
 @pytest.mark.parametrize(("wrong", "failed"), [(lambda x: 1 / 0, True), (lambda x: x * np.nan, False)])
-def test_a_model_that_fails_is_told_and_the_thread_lives_on(hands, until, wrong, failed):
-    one = hands(lambda x: wrong(x) if x[0, 0] == 1 else x)
+def test_a_model_that_fails_is_told_and_the_thread_lives_on(models, until, wrong, failed):
+    one = models(lambda x: wrong(x) if x[0, 0] == 1 else x)
     one.put(Work(1, 0, rows(1.0), lambda: True), 1.0)
     one.put(Work(2, 0, rows(2.0), lambda: True), 2.0)
     first, second = until_done(one, 2, until)

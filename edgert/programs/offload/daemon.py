@@ -1,4 +1,4 @@
-"""The chooser of a device: where an inference runs, and with which model. Started when `[offload]` is enabled.
+"""Where an inference runs, and with which model: sockets, broker and models around `chooser`.
 
 Programs ask over a Unix socket (`edgert.client.infer`). For each request one of {variant x place} is chosen, by what
 was learned of all of them, within an accuracy floor, a deadline and what may be sent. What runs elsewhere goes over a
@@ -8,18 +8,12 @@ come by the time the local model must begin, it begins; whoever is first answers
 
 from __future__ import annotations
 
-import os
-
-from edgert.programs import blas
-
-os.environ.update(blas.environment(os.environ))  # before numpy
-
 import contextlib
 import logging
 import math
+import os
 import secrets
 import select
-import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -36,8 +30,8 @@ from edgert.ports.process import Layout, Parent, Stopping, run_role, usage
 from edgert.ports.runtime.model import Model, Rows, rows_of
 from edgert.ports.signing import read_keys
 from edgert.ports.variants import Variant, read_variant
-from edgert.programs.hands import Done, Hands, Work
-from edgert.programs.mind import LOOK_S, REMOTE, Chosen, Known, Mind, Refused
+from edgert.programs.offload.chooser import LOOK_S, REMOTE, Chooser, Chosen, Known, Refused
+from edgert.programs.offload.local_models import Done, LocalModels, Work
 from edgert.values import Budget, ServiceReport, Stop
 
 MAX_CLIENTS, MAX_EACH = 16, 32
@@ -85,7 +79,7 @@ class Request:
         return None if self.chosen is None else self.chosen.choice
 
 
-class Chooser:
+class Daemon:
     """Ports on one side, `offload.promise` and a learner on the other.
 
     Thread: the one that made it; the models run on another.
@@ -108,11 +102,11 @@ class Chooser:
         found, opened, faults = _load(config, parent)
         self.schema = found[0].manifest
         # In a space, choices at home come first, in the order of the variants.
-        self.hands = Hands({i: opened[variant] for i, variant in enumerate(sorted(opened))})
+        self.local = LocalModels({i: opened[variant] for i, variant in enumerate(sorted(opened))})
         known = [Known(each.id, each.manifest) for each in found]
-        self.mind = Mind(config, known, set(opened), self.hands, layout.state / "offload.cbor")
+        self.chooser = Chooser(config, known, set(opened), self.local, layout.state / "offload.cbor")
         if faults:
-            self.mind.faults["variant-failed"] += faults
+            self.chooser.faults["variant-failed"] += faults
         self.requests: dict[int, Request] = {}
         self.away: dict[bytes, Request] = {}
         self.clients: dict[ipc.Channel, int] = {}
@@ -140,13 +134,15 @@ class Chooser:
         """Answer until told to stop."""
         self.mqtt.subscribe([(str(self.answers), 0), (str(self.loads), 1)])
         self.mqtt.start()
-        log.info("%d variants, %d of them here, at %s", len(self.mind.known), len(self.hands.models), self.said.socket)
+        log.info(
+            "%d variants, %d of them here, at %s", len(self.chooser.known), len(self.local.models), self.said.socket
+        )
         try:
             while not stopping:
                 self._wait()
                 if self._heard_parent():
                     break
-                for done in self.hands.done():
+                for done in self.local.done():
                     self._done(done)
                 self._hear_broker()
                 self._hear_clients()
@@ -156,11 +152,11 @@ class Chooser:
                     log.error("the link's thread stands still")
                     return 1
         finally:
-            self.mind.save()
+            self.chooser.save()
             self.listener.close()
             for client in self.clients:
                 client.close()
-            self.hands.close()
+            self.local.close()
             self.mqtt.close(flush_s=0.2)
             self.parent.close()
         return 0
@@ -169,7 +165,7 @@ class Chooser:
         now_s = time.monotonic()
         times = [self._look_s, self._report_s, *(r.cut_s for r in self.requests.values() if r.cut_s is not None)]
         poller = select.poll()
-        for fd in (self.hands.fileno(), self.mqtt.fileno(), self.listener.fileno()):
+        for fd in (self.local.fileno(), self.mqtt.fileno(), self.listener.fileno()):
             poller.register(fd, select.POLLIN)
         if (fd_parent := self.parent.fileno()) is not None:
             poller.register(fd_parent, select.POLLIN)
@@ -182,34 +178,34 @@ class Chooser:
         told = self.parent.receive()
         for each in told:
             if isinstance(each, Budget):
-                self.mind.granted(each)
+                self.chooser.granted(each)
         return any(isinstance(each, Stop) for each in told)
 
     def _by_the_clock(self) -> None:
         now_s = time.monotonic()
         if now_s >= self._look_s:
             self._look_s = now_s + LOOK_S
-            self.mind.look(now_s)
+            self.chooser.look(now_s)
         if now_s >= self._report_s:
             self._report_s = now_s + REPORT_S
-            self.parent.send(ServiceReport(self._report(), self.mind.counts["bytes"]))
-        if self.mind.may_send(now_s) != self._listens:
+            self.parent.send(ServiceReport(self._report(), self.chooser.counts["bytes"]))
+        if self.chooser.may_send(now_s) != self._listens:
             self._listens = not self._listens
             # Loads cost bytes as well: over a link that is to carry nothing, nobody need tell them.
             loads = str(self.loads)
             self.mqtt.subscribe([(loads, 1)]) if self._listens else self.mqtt.unsubscribe([loads])
-            self.mind.nodes.clear()
-        if now_s >= self._probe_s and self.mind.up and self._listens:
+            self.chooser.nodes.clear()
+        if now_s >= self._probe_s and self.chooser.up and self._listens:
             self._probe(now_s)
         if now_s >= self._save_s:
             self._save_s = now_s + SAVE_S
-            self.mind.save()
+            self.chooser.save()
 
     def _report(self) -> dict[str, object]:
         cpu_s, rss_bytes = usage()
-        faults = {**self.mind.faults, **self.mqtt.faults()}
+        faults = {**self.chooser.faults, **self.mqtt.faults()}
         own = {"faults": faults, "cpu_s": round(cpu_s, 2), "rss_bytes": rss_bytes, "pid": os.getpid()}
-        return {**self.mind.report(), **own}
+        return {**self.chooser.report(), **own}
 
     def _probe(self, now_s: float) -> None:
         """Say how it goes; the broker's acknowledgement is what the link is measured by while nothing is asked."""
@@ -218,7 +214,7 @@ class Chooser:
         payload = wire.encode(wire.Telemetry(at_s=time.time(), status=self._report()))
         kind = wire.CONTENT_TYPE
         if self.mqtt.publish(topic, payload, qos=1, expiry_s=10, content_type=kind, token=Sent(now_s)):
-            self.mind.spend(len(topic) + len(payload), now_s)
+            self.chooser.spend(len(topic) + len(payload), now_s)
 
     # Programs.
 
@@ -240,23 +236,23 @@ class Chooser:
         id_ = message.get("id")
         said = id_ if isinstance(id_, int) and not isinstance(id_, bool) and abs(id_) < 1 << 62 else 0
         if "show" in message:
-            client.send_map({"id": said, "show": {**self._report(), **self.mind.shown()}})
+            client.send_map({"id": said, "show": {**self._report(), **self.chooser.shown()}})
             return
         try:
             if self.clients.get(client, 0) >= MAX_EACH:
                 raise Refused("too-many-requests", f"{MAX_EACH} of this program wait for their answers")
             request, pinned = self._request(client, said, message)
             left_s = request.due_s - request.came_s
-            request.chosen = chosen = self.mind.choose(len(request.rows), request.floor, left_s, pinned)
+            request.chosen = chosen = self.chooser.choose(len(request.rows), request.floor, left_s, pinned)
         except Refused as refused:
-            self.mind.counts["refused"] += 1
+            self.chooser.counts["refused"] += 1
             client.send_map({"id": said, "error": refused.name, "detail": str(refused)})
             return
         request.why = chosen.why
-        self.mind.counts["requests"] += 1
+        self.chooser.counts["requests"] += 1
         self.clients[client] += 1
         self.requests[request.key] = request
-        if self.mind.space.choices[chosen.choice].place == "device":
+        if self.chooser.space.choices[chosen.choice].place == "device":
             self._here(request, chosen.choice)
         else:
             self._elsewhere(request, chosen.choice)
@@ -292,13 +288,13 @@ class Chooser:
 
     def _here(self, request: Request, choice: int) -> None:
         request.local, request.cut_s = choice, None
-        self.hands.put(Work(request.key, choice, request.rows, lambda: not request.over), request.due_s)
+        self.local.put(Work(request.key, choice, request.rows, lambda: not request.over), request.due_s)
 
     def _elsewhere(self, request: Request, choice: int) -> None:
-        one, now_s = self.mind.space.choices[choice], time.monotonic()
+        one, now_s = self.chooser.space.choices[choice], time.monotonic()
         topic, left_s = str(self.asks[one.place]), max(0.0, request.due_s - now_s)
         ask = wire.InferAsk(
-            model=self.mind.known[one.variant].id,
+            model=self.chooser.known[one.variant].id,
             rows=len(request.rows),
             data=request.rows.tobytes(),
             left_s=min(86_400.0, left_s),
@@ -321,10 +317,10 @@ class Chooser:
         request.away = correlation
         self.away[correlation] = request
         request.spent_bytes += len(topic) + len(payload)
-        self.mind.spend(len(topic) + len(payload), now_s)
-        home = self.mind.home(len(request.rows), request.floor, left_s)
-        fallback_s = None if home is None else len(request.rows) * self.hands.paces[home].likely_s
-        request.cut_s = now_s + promise.cut_over_s(left_s, fallback_s, self.hands.waits_s(now_s))
+        self.chooser.spend(len(topic) + len(payload), now_s)
+        home = self.chooser.home(len(request.rows), request.floor, left_s)
+        fallback_s = None if home is None else len(request.rows) * self.local.paces[home].likely_s
+        request.cut_s = now_s + promise.cut_over_s(left_s, fallback_s, self.local.waits_s(now_s))
 
     def _cut_over(self) -> None:
         now_s = time.monotonic()
@@ -339,10 +335,10 @@ class Chooser:
             self.away.pop(request.away, None)
         if request.over or request.local is not None:
             return
-        self.mind.counts["fell_back"] += 1
+        self.chooser.counts["fell_back"] += 1
         request.why = f"{request.why}; {why}"
         now_s = time.monotonic()
-        home = self.mind.home(len(request.rows), request.floor, request.due_s - now_s)
+        home = self.chooser.home(len(request.rows), request.floor, request.due_s - now_s)
         if home is not None:
             self._here(request, home)
             return
@@ -354,10 +350,10 @@ class Chooser:
     def _done(self, done: Done) -> None:
         request = self.requests.get(done.key)
         if done.failed:
-            self.mind.fault("model-failed", self.mind.label(done.choice))
+            self.chooser.fault("model-failed", self.chooser.label(done.choice))
             if request is not None:
                 request.local = None
-                self._failed(request, f"{self.mind.label(done.choice)} failed", may_come=True)
+                self._failed(request, f"{self.chooser.label(done.choice)} failed", may_come=True)
             return
         if request is None or done.run_s is None:
             return
@@ -373,12 +369,12 @@ class Chooser:
         for event in self.mqtt.events():
             match event:
                 case LinkUp():
-                    self.mind.up, self._probe_s = True, 0.0
+                    self.chooser.up, self._probe_s = True, 0.0
                 case LinkDown(reason=reason, retry_s=retry_s):
-                    if self.mind.up:
+                    if self.chooser.up:
                         log.info("%s; again in %.1f s", reason, retry_s)
-                    self.mind.up = False
-                    self.mind.nodes.clear()  # those that are still there say so again: it is retained
+                    self.chooser.up = False
+                    self.chooser.nodes.clear()  # those that are still there say so again: it is retained
                     for request in list(self.away.values()):
                         self._failed(request, "the link is down")
                 case Received() if event.correlation is not None and event.correlation in self.away:
@@ -387,7 +383,7 @@ class Chooser:
                     self._heard_load(event)
                 case Published(token=Sent(at_s, correlation), ok=ok, reason_code=code):
                     now_s = time.monotonic()
-                    self.mind.measured(now_s - at_s, now_s)
+                    self.chooser.measured(now_s - at_s, now_s)
                     if correlation in self.away and (not ok or code == NOBODY_LISTENS):
                         self._failed(self.away[correlation], "nobody listens" if ok else "the broker refused it")
                 case _:
@@ -398,22 +394,22 @@ class Chooser:
         try:
             topic = wire.parse_topic(event.topic)
             if topic.type == "answer":
-                self.mind.counts["too_late"] += 1  # or of a predecessor's question
-                self.mind.spend(len(event.topic) + len(event.payload), now_s)
+                self.chooser.counts["too_late"] += 1  # or of a predecessor's question
+                self.chooser.spend(len(event.topic) + len(event.payload), now_s)
                 return
             if not event.payload:
-                self.mind.nodes.pop(topic.device, None)
+                self.chooser.nodes.pop(topic.device, None)
                 return
             load, _ = wire.decode(event.payload, wire.InferLoad)
         except MessageError as error:
-            self.mind.fault("load-malformed", f"{event.topic:.120}: {error}")
+            self.chooser.fault("load-malformed", f"{event.topic:.120}: {error}")
             return
         place = next((place for place in REMOTE if place == load.place == topic.id), None)
-        if place is None or (topic.device not in self.mind.nodes and len(self.mind.nodes) >= 64):
-            self.mind.fault("load-malformed", f"{event.topic:.120}: place {load.place!r:.80}, or too many nodes")
+        if place is None or (topic.device not in self.chooser.nodes and len(self.chooser.nodes) >= 64):
+            self.chooser.fault("load-malformed", f"{event.topic:.120}: place {load.place!r:.80}, or too many nodes")
             return
-        self.mind.spend(len(event.topic) + len(event.payload), now_s)
-        self.mind.nodes[topic.device] = promise.Node(
+        self.chooser.spend(len(event.topic) + len(event.payload), now_s)
+        self.chooser.nodes[topic.device] = promise.Node(
             place=place,
             accepts=load.accepts,
             models=frozenset(each.id for each in load.models),
@@ -426,26 +422,26 @@ class Chooser:
         now_s = time.monotonic()
         size_bytes = len(event.topic) + len(event.payload)
         request.spent_bytes += size_bytes
-        self.mind.spend(size_bytes, now_s)
+        self.chooser.spend(size_bytes, now_s)
         choice = request.choice
         if request.over or choice is None:
             return
-        one, n = self.mind.space.choices[choice], len(request.rows)
+        one, n = self.chooser.space.choices[choice], len(request.rows)
         try:
             told, _ = wire.decode(event.payload, wire.InferAnswer)
             if told.error:
-                self.mind.counts[f"refused:{told.error}"] += 1
+                self.chooser.counts[f"refused:{told.error}"] += 1
                 if told.retry_s > 0:
-                    self.mind.shy[choice] = now_s + min(told.retry_s, 60.0)
+                    self.chooser.shy[choice] = now_s + min(told.retry_s, 60.0)
                 self._failed(request, f"{one.place} refused: {told.error}")
                 return
-            if wire.parse_topic(event.topic).id != one.place or told.model != self.mind.known[one.variant].id:
+            if wire.parse_topic(event.topic).id != one.place or told.model != self.chooser.known[one.variant].id:
                 raise MessageError("of another place or model")
             if told.rows != n:
                 raise MessageError(f"{told.rows} rows instead of {n}")
             rows_of(told.data, self.schema.output, n)
         except (MessageError, UsageError) as error:
-            self.mind.fault("answer-malformed", f"{event.topic:.120}: {error}")
+            self.chooser.fault("answer-malformed", f"{event.topic:.120}: {error}")
             self._failed(request, f"{one.place} answered nonsense")
             return
         self._answered(request, choice, told.data, now_s)
@@ -455,13 +451,13 @@ class Chooser:
         if request.chosen is not None:
             took_s = now_s - request.came_s
             spent = request.spent_bytes
-            self.mind.learn(request.chosen, took_s, came=came, run_s=request.run_s, spent_bytes=spent)
+            self.chooser.learn(request.chosen, took_s, came=came, run_s=request.run_s, spent_bytes=spent)
 
     def _answered(self, request: Request, choice: int, data: bytes, now_s: float) -> None:
-        one = self.mind.space.choices[choice]
-        said = self.mind.known[one.variant].manifest
+        one = self.chooser.space.choices[choice]
+        said = self.chooser.known[one.variant].manifest
         took_s, fell_back, late = now_s - request.came_s, choice != request.choice, now_s > request.due_s
-        self.mind.note(choice, request.floor, took_s, late=late, fell_back=fell_back)
+        self.chooser.note(choice, request.floor, took_s, late=late, fell_back=fell_back)
         self._reply(
             request,
             {
@@ -533,13 +529,9 @@ def _run(config: Config, config_path: Path, layout: Layout, stopping: Stopping) 
     parent = Parent(layout.control, "offload")
     parent.receive()
     with contextlib.closing(parent):
-        return Chooser(config, layout, parent).run(stopping)
+        return Daemon(config, layout, parent).run(stopping)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the chooser of one device."""
     return run_role("offload", "edgert-offload", argv, _run)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -12,10 +12,10 @@ from edgert.config import parse
 from edgert.offload import promise
 from edgert.offload.admission import Pace
 from edgert.offload.space import Floor, Load
-from edgert.programs.mind import Known, Mind, Refused
+from edgert.programs.offload.chooser import Chooser, Known, Refused
 from edgert.values import Budget
 
-MODELS = Path(__file__).parents[2] / "models"
+MODELS = Path(__file__).parents[3] / "models"
 NAMES = ("digits-1-full-int8", "digits-0.25-early-int8")
 
 
@@ -41,7 +41,7 @@ bundle = "/small"
 """
 
 
-class Hands:
+class LocalModels:
     """What runs nothing, and knows what it would take."""
 
     def __init__(self, paces=(0.02, 0.002)):
@@ -52,9 +52,9 @@ class Hands:
         return self.waits
 
 
-def mind(tmp_path, here=(0, 1), **changes):
+def chooser(tmp_path, here=(0, 1), **changes):
     config = parse(TEXT, "test")
-    return Mind(config, KNOWN, set(here), Hands(), tmp_path / "offload.cbor")
+    return Chooser(config, KNOWN, set(here), LocalModels(), tmp_path / "offload.cbor")
 
 
 def node(place="edge", models=KNOWN, cpu=0.1):
@@ -81,7 +81,7 @@ def live(one, n, **ask):
 
 
 def test_without_a_link_it_stays_at_home_and_without_a_node_as_well(tmp_path):
-    one = mind(tmp_path)
+    one = chooser(tmp_path)
     assert all(answer.endswith("@device") for answer in live(one, 20))
     one.up = True
     assert all(answer.endswith("@device") for answer in live(one, 20))
@@ -90,7 +90,7 @@ def test_without_a_link_it_stays_at_home_and_without_a_node_as_well(tmp_path):
 
 
 def test_it_learns_where_it_is_quickest_and_holds_the_floor_from_the_first(tmp_path):
-    one = mind(tmp_path)
+    one = chooser(tmp_path)
     one.up, one.nodes = True, {"e": node(), "c": node("cloud")}
     floor = Floor(KNOWN[0].manifest.accuracy_frac)
     answers = live(one, 120, floor=floor)
@@ -100,30 +100,30 @@ def test_it_learns_where_it_is_quickest_and_holds_the_floor_from_the_first(tmp_p
 
 
 def test_what_was_learned_outlives_the_process_and_other_variants_do_not_inherit_it(tmp_path):
-    one = mind(tmp_path)
+    one = chooser(tmp_path)
     live(one, 30)
     one.save()
-    again = mind(tmp_path)
+    again = chooser(tmp_path)
     assert again.learners["response"].steps == 30 and again.windows == one.windows
     config = parse(TEXT, "test")
-    other = Mind(config, KNOWN[::-1], {0, 1}, Hands(), tmp_path / "offload.cbor")
+    other = Chooser(config, KNOWN[::-1], {0, 1}, LocalModels(), tmp_path / "offload.cbor")
     assert other.learners["response"].steps == 0 and not other.faults
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff", b"\xa0", b"\xa1cids\x80", bytes(100)])
 def test_a_torn_file_costs_what_was_learned_and_nothing_else(tmp_path, data):
     (tmp_path / "offload.cbor").write_bytes(data)
-    assert mind(tmp_path).learners["response"].steps == 0
+    assert chooser(tmp_path).learners["response"].steps == 0
 
 
 def test_a_file_that_is_cut_at_any_place_is_survived(tmp_path):
-    one = mind(tmp_path)
+    one = chooser(tmp_path)
     live(one, 5)
     one.save()
     whole = (tmp_path / "offload.cbor").read_bytes()
     for at in range(0, len(whole), max(1, len(whole) // 12)):
         (tmp_path / "offload.cbor").write_bytes(whole[:at])
-        assert mind(tmp_path).learners["response"].steps == 0
+        assert chooser(tmp_path).learners["response"].steps == 0
 
 
 def obstacle(one, label, **ask):
@@ -134,7 +134,7 @@ def obstacle(one, label, **ask):
 
 
 def test_every_obstacle_has_its_name(tmp_path):
-    one = mind(tmp_path)
+    one = chooser(tmp_path)
     edge, home = f"{NAMES[0]}@edge", f"{NAMES[0]}@device"
     assert obstacle(one, edge) == "link-down"
     one.up, one.nodes = True, {"e": node(models=KNOWN[1:])}
@@ -147,12 +147,12 @@ def test_every_obstacle_has_its_name(tmp_path):
     assert obstacle(one, edge, n=200) == "bytes"
     one.shy[next(i for i in range(len(one.space.choices)) if one.label(i) == edge)] = time.monotonic() + 60
     assert obstacle(one, edge) == "busy"
-    del one.hands.paces[0]
+    del one.local.paces[0]
     assert obstacle(one, home) == "failed"
 
 
 def test_nothing_is_sent_over_a_link_that_costs_money(tmp_path):
-    one = mind(tmp_path)
+    one = chooser(tmp_path)
     one.up, one.nodes = True, {"e": node()}
     one.granted(Budget(0, 0.0, 0.0, {"teacher_bytes_per_s": "link-metered"}))
     one.spend(one.said.burst_bytes, time.monotonic())
@@ -161,14 +161,14 @@ def test_nothing_is_sent_over_a_link_that_costs_money(tmp_path):
 
 
 def test_a_low_battery_makes_it_choose_by_energy(tmp_path):
-    one = mind(tmp_path)
+    one = chooser(tmp_path)
     assert one.goal() == "response"
     one.granted(Budget(0, 0.0, 100.0, {"max_exit": "battery-critical"}))
     assert one.goal() == "energy" and one.shown()["goal"] == "energy"
 
 
 def test_who_asks_for_one_by_name_gets_it_or_a_reason(tmp_path):
-    one = mind(tmp_path)
+    one = chooser(tmp_path)
     assert one.label(one.choose(1, Floor(), 1.0, (NAMES[1], "device")).choice) == f"{NAMES[1]}@device"
     assert one.label(one.choose(1, Floor(), 1.0, (None, "device")).choice) == f"{NAMES[0]}@device"
     for pinned, said in (
@@ -182,7 +182,7 @@ def test_who_asks_for_one_by_name_gets_it_or_a_reason(tmp_path):
 
 
 def test_a_floor_that_only_edge_and_cloud_meet_is_refused_without_them(tmp_path):
-    one = mind(tmp_path, here=(1,))
+    one = chooser(tmp_path, here=(1,))
     with pytest.raises(Refused) as refused:
         one.choose(1, Floor(0.97), 1.0)
     assert refused.value.name == "no-model"
@@ -191,7 +191,7 @@ def test_a_floor_that_only_edge_and_cloud_meet_is_refused_without_them(tmp_path)
 
 
 def test_what_is_believed_too_slow_is_tried_now_and_then_while_the_device_can_still_answer(tmp_path):
-    one = mind(tmp_path)
+    one = chooser(tmp_path)
     one.up, one.nodes = True, {"e": node()}
     one.rng = SimpleNamespace(random=lambda: 0.0, standard_normal=np.random.default_rng(0).standard_normal)
     labels = [one.label(i) for i in range(len(one.space.choices))]
@@ -203,7 +203,7 @@ def test_what_is_believed_too_slow_is_tried_now_and_then_while_the_device_can_st
 
 
 def test_it_looks_at_the_machine_and_at_the_link(tmp_path):
-    one = mind(tmp_path)
+    one = chooser(tmp_path)
     one.nodes = {"e": node()}
     one.look(0.0)
     one.look(1.0)
@@ -214,5 +214,24 @@ def test_it_looks_at_the_machine_and_at_the_link(tmp_path):
     one.measured(0.2, 2.0)
     state = one.now(3.0)
     assert state.users[0].rtt_s == pytest.approx(0.15) and state.users[0].age_s == 1.0
-    one.hands.waits = 5.0
+    one.local.waits = 5.0
     assert one.now(3.0).users[0].cpu_frac == 1.0
+
+
+@pytest.mark.parametrize("name", ["linucb", "dqn"])
+def test_another_learner_may_decide_and_begins_with_nothing(tmp_path, name):
+    before = chooser(tmp_path)
+    live(before, 10)
+    before.save()
+    config = parse(TEXT.replace("[offload]", f'[offload]\nlearner = "{name}"'), "test")
+    one = Chooser(config, KNOWN, {0, 1}, LocalModels(), tmp_path / "offload.cbor")
+    assert one.learners["response"].steps == 0 and not one.faults
+    one.up, one.nodes = True, {"e": node(), "c": node("cloud")}
+    answers = live(one, 40, floor=Floor(KNOWN[0].manifest.accuracy_frac))
+    assert {answer.partition("@")[0] for answer in answers} == {NAMES[0]}
+    one.save()
+    again = Chooser(config, KNOWN, {0, 1}, LocalModels(), tmp_path / "offload.cbor")
+    assert again.learners["response"].steps == 40
+    expected = [each["expected_s"] for each in one.shown()["choices"]]
+    assert (expected == [None] * len(expected)) == (name == "dqn")
+    assert one.report()["changes"] == 0

@@ -1,4 +1,4 @@
-"""What the chooser knows and how it decides: its learners, the loads it heard of, what may be sent, and its history."""
+"""What is chosen for each request, and why: the learners, the loads it heard of, what may be sent, and its history."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ import numpy as np
 from edgert.config import Config
 from edgert.errors import ArtifactError, MessageError, StoreError
 from edgert.modelfile import ModelManifest
-from edgert.offload import history, promise
+from edgert.offload import history, learners, promise
 from edgert.offload.hybrid import Hybrid
 from edgert.offload.planner import DEPTH_ONE, DEPTH_TWO
-from edgert.offload.space import Floor, Goal, Guess, Load, Outcome, Place, Space, State, allowed, full_space
+from edgert.offload.space import Floor, Goal, Guess, Learner, Load, Outcome, Place, Space, State, allowed, full_space
 from edgert.offload.space import Variant as Offer
 from edgert.ports import ipc
 from edgert.ports.board.files import Files
 from edgert.ports.board.proc import Processor
 from edgert.ports.store import write_atomic
-from edgert.programs.hands import Hands
+from edgert.programs.offload.local_models import LocalModels
 from edgert.values import Budget
 
 REMOTE: tuple[Place, ...] = ("edge", "cloud")
+_GOALS: tuple[Goal, ...] = ("response", "energy")
 LOOK_S = 1.0
 ENERGY_EVERY = 8
 KEPT_MOST = 16 << 20
@@ -71,12 +72,13 @@ class Chosen(NamedTuple):
     state: State
 
 
-class Mind:
+class Chooser:
     """Decides, and learns from what comes of it. Touches no socket.
 
     Attributes:
         known: the variants, in the order of the space.
         space: of one user.
+        learners: one for each goal, as the configuration says.
         nodes: name -> what it said last.
         shy: choice -> not before, as a node said.
         up: the broker is connected.
@@ -87,28 +89,25 @@ class Mind:
     Thread: one.
     """
 
-    def __init__(self, config: Config, known: Sequence[Known], here: set[int], hands: Hands, kept: Path) -> None:
+    def __init__(self, config: Config, known: Sequence[Known], here: set[int], local: LocalModels, kept: Path) -> None:
         """Recall what was learned before.
 
         Args:
             config: checked.
             known: the variants.
             here: indices of those that run on this device.
-            hands: what runs them.
+            local: what runs them.
             kept: where what was learned is kept.
         """
-        self.config, self.said, self.hands, self.kept = config, config.offload, hands, kept
+        self.config, self.said, self.local, self.kept = config, config.offload, local, kept
         self.known, self._here = list(known), here
         self.space = self._space()
-        self.learners: dict[Goal, Hybrid] = {
-            "response": Hybrid(self.space, Floor()),
-            "energy": Hybrid(self.space, Floor(), goal="energy"),
-        }
+        self.rng = np.random.default_rng()
+        self.learners: dict[Goal, Learner] = {goal: self._learner(goal) for goal in _GOALS}
         self.faults: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
         self.windows: tuple[history.Window, ...] = ()
         self._recall()
-        self.rng = np.random.default_rng()
         self.nodes: dict[str, promise.Node] = {}
         self.shy: dict[int, float] = {}
         self.purse = promise.Purse(float(self.said.burst_bytes), time.monotonic())
@@ -120,6 +119,9 @@ class Mind:
         self._rtt_s: float | None = None
         self._rtt_at_s = 0.0
         self._own, self._processor = Load(), Processor(Files(config.board.sysfs_root))
+
+    def _learner(self, goal: Goal) -> Learner:
+        return learners.make(self.said.learner, self.space, Floor(), goal, self.rng)
 
     def _space(self) -> Space:
         offers = [
@@ -145,23 +147,26 @@ class Mind:
             if self.kept.stat().st_size > KEPT_MOST:
                 raise ArtifactError(f"{self.kept}: too large")
             kept = ipc.decode_map(self.kept.read_bytes())
-            if kept.get("ids") != [each.id for each in self.known] or kept.get("minds") is None:
-                log.info("other variants than before: what was learned of those is of no use")
+            ids = [each.id for each in self.known]
+            if kept.get("ids") != ids or kept.get("learner") != self.said.learner or "learners" not in kept:
+                log.info("other variants or another learner than before: what was learned is of no use")
                 return
-            minds = msgspec.convert(kept["minds"], dict[str, bytes])
-            for goal in self.learners:
-                self.learners[goal] = Hybrid.load(self.space, Floor(), minds[goal], goal=goal)
+            saved = msgspec.convert(kept["learners"], dict[str, bytes])
+            for goal in _GOALS:
+                self.learners[goal].restore(saved[goal])
             self.windows = msgspec.convert(kept.get("windows"), tuple[history.Window, ...])
         except FileNotFoundError:
             pass
         except (OSError, ArtifactError, MessageError, msgspec.ValidationError, KeyError) as error:
             self.fault("learned-not-read", error)
+            self.learners = {goal: self._learner(goal) for goal in _GOALS}
 
     def save(self) -> None:
         """Keep what was learned."""
         kept = {
             "ids": [each.id for each in self.known],
-            "minds": {goal: learner.save() for goal, learner in self.learners.items()},
+            "learner": self.said.learner,
+            "learners": {goal: learner.save() for goal, learner in self.learners.items()},
             "windows": msgspec.to_builtins(self.windows),
         }
         try:
@@ -189,7 +194,8 @@ class Mind:
         """Obey a budget: with no CPU left for training there is little for planning."""
         self.budget = budget
         for learner in self.learners.values():
-            learner.depth = DEPTH_TWO if budget.train_steps_hz > 0 else DEPTH_ONE
+            if isinstance(learner, Hybrid):
+                learner.depth = DEPTH_TWO if budget.train_steps_hz > 0 else DEPTH_ONE
 
     def measured(self, sample_s: float, now_s: float) -> None:
         """A round trip to the broker."""
@@ -203,7 +209,7 @@ class Mind:
     def now(self, now_s: float) -> State:
         """What is known before a choice."""
         own = self._own
-        waits_frac = min(1.0, self.hands.waits_s(now_s) / LOOK_S)
+        waits_frac = min(1.0, self.local.waits_s(now_s) / LOOK_S)
         cpu_frac = waits_frac if own.cpu_frac is None else max(own.cpu_frac, waits_frac)
         user = Load(
             cpu_frac=cpu_frac, memory_frac=own.memory_frac, rtt_s=self._rtt_s, age_s=max(0.0, now_s - self._rtt_at_s)
@@ -235,14 +241,14 @@ class Mind:
         left_bytes = self._purse(now_s).left_bytes
         good = allowed(self.space, floor)[0]
         learner = self.learners["response"]
-        waits_s = self.hands.waits_s(now_s)
+        waits_s = self.local.waits_s(now_s)
         home = self.home(n, floor, left_s)
-        fallback_s = None if home is None else n * self.hands.paces[home].likely_s
+        fallback_s = None if home is None else n * self.local.paces[home].likely_s
         paces = {
             i: msgspec.structs.replace(pace, row_s=n * (pace.row_s or 0.0), spread_s=n * pace.spread_s)
-            for i, pace in self.hands.paces.items()
+            for i, pace in self.local.paces.items()
         }
-        guesses: Sequence[Guess] | None = learner.guess(state)[0] if learner.steps > len(self.space.choices) else None
+        guesses = self._guesses(learner, state) if learner.steps > len(self.space.choices) else None
         in_time = promise.timely(
             self.space,
             (tuple(True for _ in self.space.choices),),
@@ -258,7 +264,7 @@ class Mind:
             if not good[i]:
                 return "floor"
             if choice.place == "device":
-                return "failed" if i not in self.hands.paces else "" if in_time[i] else "deadline"
+                return "failed" if i not in self.local.paces else "" if in_time[i] else "deadline"
             if not self.up:
                 return "link-down"
             if not models[choice.place]:
@@ -275,7 +281,7 @@ class Mind:
 
     def home(self, n: int, floor: Floor, left_s: float) -> int | None:
         """The local choice that answers `n` rows when nothing else does, if any."""
-        return promise.fallback(self.space, floor, self.hands.paces, left_s / n)
+        return promise.fallback(self.space, floor, self.local.paces, left_s / n)
 
     def choose(self, n: int, floor: Floor, left_s: float, pinned: tuple[object, object] = (None, None)) -> Chosen:
         """Decide where a request runs, and with which model.
@@ -320,11 +326,19 @@ class Mind:
         learner = self.learners[goal]
         if not learner.steps:
             return "nothing was learned yet"
-        guesses = learner.guess(state)[0]
+        guesses = self._guesses(learner, state)
+        if guesses is None:
+            return f"chosen by {self.said.learner}"
         best = min((i for i, may in enumerate(mask) if may), key=lambda i: guesses[i].response_s)
         near_s = guesses[best].response_s + guesses[best].std_s
         quickest = "least energy" if goal == "energy" else "quickest"
         return f"{quickest} by what was learned" if guesses[choice].response_s <= near_s else "to learn more of it"
+
+    @staticmethod
+    def _guesses(learner: Learner, state: State) -> Sequence[Guess] | None:
+        """What is expected of each choice; None from a learner that cannot say how sure it is."""
+        found = learner.guess(state)
+        return None if found is None else found[0]
 
     def _summary(self, obstacles: Sequence[str]) -> str:
         return ", ".join(f"{self.label(i)} {why}" for i, why in enumerate(obstacles) if why and why != "floor")[:400]
@@ -397,7 +411,7 @@ class Mind:
             **{name: self.counts[name] for name in ("requests", "refused", "late", "fell_back", "bytes")},
             "decision_s": round(self.decided_s, 6),
             "learned": self.learners["response"].steps,
-            "changes": self.learners["response"].changes,
+            "changes": learner.changes if isinstance(learner := self.learners["response"], Hybrid) else 0,
         }
 
     def shown(self) -> dict[str, object]:
@@ -408,7 +422,8 @@ class Mind:
         goal, mask = self.goal(), tuple(not each for each in obstacles)
         learner = self.learners[goal]
         best = learner.best(state, (mask,))[0] if any(mask) else None
-        guesses = self.learners["response"].guess(state)[0] if self.learners["response"].steps else None
+        quickness = self.learners["response"]
+        guesses = self._guesses(quickness, state) if quickness.steps else None
         choices = [
             {
                 "variant": self.known[choice.variant].manifest.name,
@@ -441,7 +456,7 @@ class Mind:
     def _joules(self, i: int) -> float:
         """What a row costs this device, by the configuration's two figures."""
         if self.space.choices[i].place == "device":
-            pace = self.hands.paces.get(i)
+            pace = self.local.paces.get(i)
             return 0.0 if pace is None else round(self.said.core_w * (pace.row_s or 0.0), 6)
         sent = self.space.variants[self.space.choices[i].variant].input_bytes
         return round(self.said.radio_j_per_mb * sent / 1e6, 6)
