@@ -35,7 +35,10 @@ def device(folder):
         def run():
             channel, left = None, list(answers)
             while not stop.is_set():
-                channel = ipc.accept(listener) or channel
+                if (newer := ipc.accept(listener)) is not None:
+                    if channel is not None:
+                        channel.close()
+                    channel = newer
                 if channel is None or channel.closed:
                     stop.wait(0.01)
                     continue
