@@ -22,10 +22,12 @@ import pytest
 from edgert import __version__, cli, wire
 from edgert.config import commented_default, parse
 from edgert.govern.reasons import REASONS as REASON_TEXTS
+from tools.bench import overview
 
 HOUSE = Path(__file__).parents[1]
 README = HOUSE / "README.md"
-PAGES = [README, *(HOUSE / name / "README.md" for name in ("edgert", "firmware_configs", "models", "systemd", "tools"))]
+FOLDERS_WITH_PAGES = ("edgert", "firmware_configs", "models", "systemd", "tools", "tools/bench")
+PAGES = [README, *(HOUSE / name / "README.md" for name in FOLDERS_WITH_PAGES)]
 KEYS = re.compile(r"(?<=<!-- KEYS:BEGIN -->\n).*?(?=<!-- KEYS:END -->)", re.DOTALL)
 REFERENCE = HOUSE / "edgert" / "README.md"
 MESSAGES = re.compile(r"(?<=<!-- MESSAGES:BEGIN -->\n).*?(?=<!-- MESSAGES:END -->)", re.DOTALL)
@@ -150,11 +152,16 @@ def test_every_test_that_is_named_is_there(page: Path) -> None:
 
 
 def test_every_anchor_leads_somewhere() -> None:
-    text = README.read_text()
     headings = {
-        re.sub(r"[^a-z0-9 -]", "", line.lower()).replace(" ", "-") for line in re.findall(r"^#+ (.*)$", text, re.M)
+        page: {
+            re.sub(r"[^a-z0-9 -]", "", line.lower()).replace(" ", "-")
+            for line in re.findall(r"^#+ (.*)$", page.read_text(), re.M)
+        }
+        for page in PAGES
     }
-    assert set(re.findall(r"\]\(#([^)]*)\)", text)) <= headings
+    for page in PAGES:
+        for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]*)\)", page.read_text()):
+            assert anchor in headings[(page.parent / target).resolve() if target else page]
 
 
 def test_every_verb_is_described_and_no_other_is_named() -> None:
@@ -211,6 +218,12 @@ def test_the_reference_of_messages_and_reasons_is_the_one_of_the_code() -> None:
         written = pattern.search(text)
         assert written is not None
         assert written[0] == made, "run `python tests/test_docs.py`"
+
+
+def test_the_overview_of_figures_is_the_one_of_the_result_files() -> None:
+    written = overview.TABLE.search(README.read_text())
+    assert written is not None
+    assert written[0] == overview.table(), "run `python -m tools.bench overview --write`"
 
 
 def test_every_name_under_which_something_is_counted_is_explained() -> None:

@@ -6,6 +6,7 @@ import importlib
 import sys
 
 BENCHMARKS = {
+    "overview": "all committed figures beside what was aimed at; measures nothing",
     "learning": "what 20 minutes on the device make of a student, with a teacher and without",
     "exits": "how much time early exits save, and cost the deepest one",
     "teacher": "how fast one replica of a teacher answers, by itself and through a broker",
