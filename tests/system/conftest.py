@@ -139,10 +139,13 @@ class Fleet:
     def log(self, name: str = DEVICE) -> str:
         return (self.cluster.out / "logs" / f"{name}.log").read_text(errors="replace")
 
-    def seqs(self) -> list[int]:
-        """Numbers of the events that the collector delivered, in order."""
+    def seqs(self) -> dict[str, list[int]]:
+        """Numbers of the events that the collector delivered, in order, by the stream that each belongs to."""
         assert self.collector is not None
-        return [event.seq for _, event in self.collector.events]
+        seqs: dict[str, list[int]] = {}
+        for _, event in self.collector.events:
+            seqs.setdefault(event.stream, []).append(event.seq)
+        return seqs
 
     def names(self) -> list[str]:
         assert self.collector is not None

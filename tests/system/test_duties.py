@@ -136,8 +136,12 @@ def test_an_upload_is_there_once_although_the_supervisor_dies_all_the_time(unit:
         assert unit.say("job", "start", "upload", "--id", f"u{i}") == OK
         unit.again()
     unit.until(lambda: all(unit.ended(f"u{i}") for i in range(4)), "four ends", 120)
-    uploads = [event.detail["id"] for _, event in unit.collector.events if event.name == "uploaded"]
-    assert sorted(uploads) == ["u0", "u1", "u2", "u3"]
+
+    def uploads() -> list[str]:
+        return sorted(event.detail["id"] for _, event in unit.collector.events if event.name == "uploaded")
+
+    unit.until(lambda: len(uploads()) >= 4, "four uploads, in a stream of their own", 60)
+    assert uploads() == ["u0", "u1", "u2", "u3"]
     detail = next(event.detail for _, event in unit.collector.events if event.name == "uploaded")
     assert detail["status"]["device"] == "lone" and detail["status"]["log"]
 
