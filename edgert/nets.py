@@ -5,8 +5,7 @@ and one confidence logit, in one matrix product: column `n_actions` of `h<k>.out
 Q-values may be added. The last head is the full network.
 
 Arrays are NHWC inside, weights are matrices (convolution: rows ordered kernel row, kernel column, input channel), and
-all parameters of a network lie in one flat float32 vector, so that an optimiser step, a checkpoint and a hash each see
-one array. Only the exporter knows that ONNX wants NCHW.
+all parameters of a network lie in one flat float32 vector: an optimiser step, a checkpoint and a hash see one array.
 """
 
 from __future__ import annotations
@@ -69,7 +68,7 @@ class NetSpec(msgspec.Struct, frozen=True):
         heads: hidden layers of each stage's head; the output layer is implied. Same length as `trunk`.
         input_scale: what one unit of the uint8 observation is worth (1 for booleans, 1/255 for images).
         gap_logits: of every exit but the last, what a unit of Q-value between its best and its second action adds to
-            its confidence logit; empty is 0.
+            its confidence logit; a piece of a network may have one of its last exit, too; empty is 0.
     """
 
     input_shape: tuple[int, int, int]
@@ -156,8 +155,9 @@ def stages(spec: NetSpec) -> tuple[Stage, ...]:
         raise UsageError(f"a network needs one head a stage, and no empty stage: {len(spec.heads)}, {len(spec.trunk)}")
     if any(isinstance(layer, Relu) for head in spec.heads for layer in head[:1]):
         raise UsageError("a head may not start with a ReLU: end the trunk's stage with it instead")
-    gaps = (*(spec.gap_logits or (0.0,) * (spec.n_exits - 1)), 0.0)
-    if len(gaps) != spec.n_exits or not all(0 <= gap < 1e6 for gap in gaps) or (spec.n_actions < 2 and any(gaps)):
+    missing = spec.n_exits - len(spec.gap_logits)
+    gaps, n_fits = (*spec.gap_logits, *(0.0,) * missing), missing in (0, 1, spec.n_exits)
+    if not n_fits or not all(0 <= gap < 1e6 for gap in gaps) or (spec.n_actions < 2 and any(gaps)):
         raise UsageError(f"gap_logits {spec.gap_logits}: one of 0..1e6 for each exit but the last, or none at all")
     found: list[Stage] = []
     shape: tuple[int, ...] = spec.input_shape

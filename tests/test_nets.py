@@ -104,7 +104,7 @@ def test_the_gap_is_added_and_counted_where_it_is_asked_for() -> None:
     # Two comparisons for each of four actions, a difference, a product and a sum; deeper exits pass this one.
     assert np.subtract(ops(asking), ops(NET)).tolist() == [0, 11, 11]
     assert without_exits(asking).gap_logits == ()
-    for wrong in ((1.0,), (1.0, 1.0, 1.0), (-1.0, 0.0), (float("nan"), 0.0)):
+    for wrong in ((1.0,), (1.0, 1.0, 1.0, 1.0), (-1.0, 0.0), (float("nan"), 0.0)):
         with pytest.raises(UsageError, match="gap_logits"):
             stages(msgspec.structs.replace(NET, gap_logits=wrong))
 

@@ -87,6 +87,7 @@ def piece_spec(spec: NetSpec, of: Cut) -> NetSpec:
         input_shape=(rows, columns, channels),
         trunk=spec.trunk[of.start : of.stop],
         heads=spec.heads[of.start : of.stop],
+        gap_logits=spec.gap_logits[of.start : of.stop],
     )
 
 

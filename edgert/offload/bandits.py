@@ -79,11 +79,11 @@ class LinearBandit:
         context = self._context(state)
         self.steps += 1
         for user in np.flatnonzero(~np.isnan(cost)):
-            self._scale = self._scale or max(float(cost[user]), 1e-9)
+            self._scale = self._scale or float(cost[user])  # nothing is nothing in any unit
             row, inverse = context[user, action[user]], self._inverse[user, action[user]]
             turned = inverse @ row
             inverse -= np.outer(turned, turned) / (1.0 + row @ turned)
-            self._target[user, action[user]] += row * cost[user] / self._scale
+            self._target[user, action[user]] += row * cost[user] / (self._scale or 1.0)
 
     def guess(self, state: State) -> tuple[tuple[Guess, ...], ...]:
         """What each model expects; see `Learner.guess`.

@@ -18,6 +18,8 @@ from edgert.offload.space import Action, Allowed, Floor, Goal, Outcome, Space, S
 F32 = npt.NDArray[np.float32]
 Head = Literal["joint", "branches"]
 LEVEL_BITS = 3
+OWED_MOST = 16
+"""Joint actions whose updates one choice makes at most: who was only told of many must not decide late for it."""
 
 
 class Training(msgspec.Struct, frozen=True, kw_only=True):
@@ -231,11 +233,11 @@ class DQN:
         self.steps += 1
         if np.isnan(cost).any():
             return
-        self._scale = self._scale or max(float(cost.mean()), 1e-9)
+        self._scale = self._scale or float(cost.mean())  # nothing is nothing in any unit
         at = self._filled % self.training.replay
-        self._seen[at], self._taken[at], self._cost[at] = seen, action, cost / self._scale
+        self._seen[at], self._taken[at], self._cost[at] = seen, action, cost / (self._scale or 1.0)
         self._filled += 1
-        self._owed += self.training.updates
+        self._owed = min(self._owed + self.training.updates, OWED_MOST * self.training.updates)
 
     def guess(self, state: State) -> None:
         """Nothing: it cannot say how sure it is; see `Learner.guess`.

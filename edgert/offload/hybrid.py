@@ -139,7 +139,7 @@ class Hybrid:
         return self.model.guess(checked(state, self.joint.users))
 
     def save(self) -> bytes:
-        """Freeze everything; see `Learner.save`.
+        """Freeze everything but the answers that it could still look back at; see `Learner.save`.
 
         Source:
             ours.
@@ -161,6 +161,8 @@ class Hybrid:
         self.model.recall(known["model"])
         self.steps, self.changes, self._turned_down = known["steps"], known["changes"], known["turned_down"]
         self._known = None if known["known"] is None else tuple(known["known"])
+        self._table.clear()
+        self._late.clear()
         for key, here in known["seen"]:
             self._table[tuple(key)] = {tuple(action): [count, mean] for action, count, mean in here}
 

@@ -267,10 +267,10 @@ class SystemModel:
         """
         known = ~np.isnan(cost)
         z = np.full(len(self.cusum.up), np.nan)
-        if not known.any():
-            return self.cusum.feed(z)
+        if not known.any() or (self.scale is None and not cost[known].any()):
+            return self.cusum.feed(z)  # before anything costs something there is nothing to take shares of
         if self.scale is None:
-            self._begin(max(float(cost[known].mean()), 1e-9))
+            self._begin(float(cost[known].mean()))
         users, places = self.joint.users, len(PLACES)
         self._steps += 1
         if self._steps % WALK_EVERY == 0:

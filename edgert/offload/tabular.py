@@ -31,6 +31,9 @@ class Rates(msgspec.Struct, frozen=True, kw_only=True):
 
 
 DEFAULT = Rates()
+STALE_MOST = 4
+"""Times as long as a table its heap may become, with what has changed since it was pushed."""
+_SHORTEST = 64
 
 
 class JointQ:
@@ -107,7 +110,10 @@ class JointQ:
         entry[0] += 1.0
         rate = max(self.rates.step_size, 1.0 / entry[0])
         entry[1] += rate * (cost - entry[1])
-        heapq.heappush(self._heaps.setdefault(key, []), (entry[1], action))
+        heap = self._heaps.setdefault(key, [])
+        heapq.heappush(heap, (entry[1], action))
+        if len(heap) > max(STALE_MOST * len(table), _SHORTEST):
+            heap[:] = sorted((mean, each) for each, (_, mean) in table.items())
 
     def guess(self, state: State) -> None:
         """Nothing: it cannot say how sure it is; see `Learner.guess`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -65,7 +66,9 @@ def through(pieces: list[Piece], micros: list[Passed]) -> Returned:
     return came._replace(losses=losses)
 
 
+GAPS = msgspec.structs.replace(SPEC, gap_logits=(3.0, 0.5))
 CUTS = [(SPEC, (0,)), (SPEC, (0, 1)), (SPEC, (0, 2)), (SPEC, (0, 1, 2)), (TWO, (0, 1))]
+CUTS += [(GAPS, (0, 1)), (GAPS, (0, 2)), (GAPS, (0, 1, 2))]
 
 
 @pytest.mark.parametrize(("spec", "edges"), CUTS)

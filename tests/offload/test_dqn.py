@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edgert.errors import ArtifactError
-from edgert.offload.dqn import DQN, Network, Training
+from edgert.offload.dqn import DQN, OWED_MOST, Network, Training
 from edgert.offload.space import Floor, Variant, allowed, meets, paper_space
 
 HEADS = ["joint", "branches"]
@@ -64,3 +64,13 @@ def test_floor_and_checkpoint(variants: tuple[Variant, ...], toy: Any, head: Any
     assert world.teach(found, 20, np.random.default_rng(1)) == world.teach(again, 20, np.random.default_rng(1))
     with pytest.raises(ArtifactError):
         learner(space, Floor(), head).restore(data)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_who_was_only_told_of_much_does_not_decide_late(variants: tuple[Variant, ...], toy: Any, head: Any) -> None:
+    space = paper_space(variants, 1)
+    world, dqn, rng = toy(space), learner(space, Floor(), head), np.random.default_rng(0)
+    for _ in range(200):
+        dqn.observe(world.state, (0,), world.outcomes((0,), rng))
+    dqn.choose(world.state, allowed(space, Floor()), rng)
+    assert 0 < dqn.network.steps <= OWED_MOST * SMALL.updates

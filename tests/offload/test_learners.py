@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edgert.offload import learners
-from edgert.offload.space import Floor, Learner, Variant, allowed, full_space
+from edgert.offload.space import Floor, Learner, Outcome, Variant, allowed, full_space
 from edgert.sections import LearnerName
 
 NAMES = get_args(LearnerName)
@@ -38,3 +38,25 @@ def test_what_one_saved_another_of_its_kind_goes_on_with(variants: tuple[Variant
     again = made(name, variants)
     again.restore(learner.save())
     assert world.teach(learner, 10, np.random.default_rng(1)) == world.teach(again, 10, np.random.default_rng(1))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_first_answers_that_cost_nothing_leave_it_able_to_learn(
+    variants: tuple[Variant, ...], toy: Any, name: Any
+) -> None:
+    """A radio that is not counted makes the first joules 0, and a unit that small made all that came later huge."""
+    space, rng = full_space(variants, 1), np.random.default_rng(3)
+    learner = learners.make(name, space, Floor(), "energy", rng)
+    state, may = toy(space).state, allowed(space, Floor())
+    joules = [1.0 + each for each in range(len(space.choices))]
+    joules[3] = 0.1
+
+    def tell(choice: int, cost_j: float) -> None:
+        learner.observe(state, (choice,), [Outcome(response_s=0.1, joules=cost_j)])
+
+    tell(0, 0.0)
+    for step in range(400):
+        (choice,) = (step % len(joules),) if step < 6 * len(joules) else learner.choose(state, may, rng)
+        tell(choice, joules[choice] * float(rng.uniform(0.9, 1.1)))
+    learner.choose(state, may, rng)
+    assert learner.best(state, may) == (3,)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edgert.errors import ArtifactError
-from edgert.offload.space import Floor, Variant, allowed, meets, paper_space
+from edgert.offload.space import Floor, Outcome, Variant, allowed, meets, paper_space
 from edgert.offload.tabular import JointQ, Rates, UserQ
 
 KINDS = [JointQ, UserQ]
@@ -58,3 +58,14 @@ def test_an_entry_that_rises_is_the_best_no_more(variants: tuple[Variant, ...], 
     for _ in range(2):
         learner.observe(world.state, (3,), (dear[0].__class__(response_s=9.0),))
     assert learner.best(world.state, may) == (0,)
+
+
+def test_what_is_remembered_of_one_action_does_not_grow_for_ever(variants: tuple[Variant, ...], toy: Any) -> None:
+    space = paper_space(variants, 1)
+    state, learner = toy(space).state, JointQ(space, Floor())
+    for step in range(1, 2000):
+        learner.observe(state, (0,), [Outcome(response_s=1.0 + 1.0 / step)])
+        if step % 7 == 0:
+            learner.observe(state, (1,), [Outcome(response_s=0.5 + step)])
+    assert sum(map(len, learner._heaps.values())) < 100
+    assert learner.best(state, allowed(space, Floor())) == (0,)

@@ -174,7 +174,9 @@ def found() -> Iterator[Found]:
         summary = json.loads((RESULTS / f"{benchmark}.json").read_text())["summary"]
         for aim in aims:
             value, interval = _read(summary, aim.path)
-            low, high = (aim.scale * each for each in interval) if interval else (None, None)
+            # One run drawn again and again is always itself: that is no interval.
+            spread = interval and interval[0] < interval[-1]
+            low, high = (aim.scale * each for each in interval) if spread else (None, None)
             yield Found(benchmark, aim, aim.scale * value, low, high, _verdict(aim, aim.scale * value))
 
 
@@ -206,7 +208,7 @@ def _number(value: float) -> str:
     if 0 < value < 0.01:
         return f"1/{1 / value:,.0f}"
     if abs(value) < 1:
-        return f"{value:.2g}"
+        return f"{value:.2g}" if abs(value) < 0.995 else f"{value:.3g}"
     digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 3
     text = f"{value:,.{digits}f}"
     return text.rstrip("0").rstrip(".") if digits else text

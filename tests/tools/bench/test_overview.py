@@ -52,3 +52,14 @@ def test_programs_read_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     assert {row["verdict"] for row in rows} <= {"beaten", "met", "missed"}
     assert overview.main([]) == 0
     assert capsys.readouterr().out == overview.table()
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0, "0"), (0.94, "0.94"), (0.9983, "0.998"), (1.0, "1"), (0.005, "1/200")]
+)
+def test_a_figure_short_of_one_is_not_rounded_to_it(value: float, text: str) -> None:
+    assert overview._number(value) == text
+
+
+def test_a_single_run_has_no_interval() -> None:
+    assert all(each.low is None or each.low < (each.high or 0.0) for each in overview.found())
