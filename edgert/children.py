@@ -14,7 +14,7 @@ from edgert import bus
 from edgert.config import Config
 from edgert.values import Role
 
-HANG_S = 5.0  # without a report a connected actor is hung: it reports from its own loop, once a second
+HANG_S = 5.0  # without a report a connected actor is hung: it reports from its own loop, every second or two
 PATIENT_HANG_S = 60.0  # the others report between their tasks, and one network with its gate takes seconds on a board
 START_PATIENCE_S = 20.0  # without a hello a child is hung; a cold SD card takes seconds, and a niced one more yet
 SILENT_S = 2.0  # from here on it is worth a look why

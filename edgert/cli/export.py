@@ -159,7 +159,9 @@ class _Home:
         if self._links != self._seen.links:
             self._links = self._seen.links
             self._said.clear()
-        told = {homeassistant.topic(self._fleet, homeassistant.EXPORTER, "availability"): homeassistant.ONLINE}
+        # Each time: the will of one that was here before may come at any moment, and it says that nobody is.
+        self._seen.say(homeassistant.topic(self._fleet, homeassistant.EXPORTER, "availability"), homeassistant.ONLINE)
+        told: dict[str, bytes] = {}
         for row in rows:
             told |= homeassistant.discovery(self._fleet, row, self._prefix)
             told |= homeassistant.values(self._fleet, row)

@@ -277,7 +277,11 @@ def _quoted(pair: str) -> str:
     try:
         tomllib.loads(f"x={value}")
     except ValueError:
-        return f"{name}{sign}{json.dumps(value.strip())}" if sign and value.strip().isprintable() else pair
+        return (
+            f"{name}{sign}{json.dumps(value.strip(), ensure_ascii=False)}"
+            if sign and value.strip().isprintable()
+            else pair
+        )
     return pair
 
 

@@ -208,7 +208,8 @@ class OutboxRules(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         window: most events on their way at once.
         timeout_s: patience for the first acknowledgement; doubles with each silence.
-        timeout_cap_s: greatest patience: with no collector anywhere, one event is sent this often.
+        timeout_cap_s: greatest patience: with no collector anywhere, the oldest event is sent this often, and each new
+            one once.
         hold_s: pause after the link took no more.
     """
 

@@ -79,7 +79,7 @@ Happening = LinkUp | LinkDown | Received | Published
 
 
 class Ack(NamedTuple):
-    """What must be said to the broker once a received message was handed out.
+    """What must be said to the broker once a received message was seen to.
 
     Attributes:
         generation: number of the connection it came over; on another one the message id means something else.

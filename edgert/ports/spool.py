@@ -315,7 +315,7 @@ def _first(db: sqlite3.Connection, name: str, last_seq: int) -> int:
 
 def _divide(db: sqlite3.Connection) -> None:
     """A file of before there were several streams: what it holds is the stream `events`, under its former identity."""
-    if db.execute("SELECT count(*) FROM sqlite_master WHERE name = 'meta'").fetchone()[0]:
+    if [row[1] for row in db.execute("PRAGMA table_info(meta)")] == ["stream", "dropped"]:
         db.executescript(
             f"BEGIN IMMEDIATE; {_STREAMS} INSERT INTO streams SELECT 'events', stream, dropped FROM meta; "
             "DROP TABLE meta; DROP TABLE IF EXISTS minor; COMMIT;"

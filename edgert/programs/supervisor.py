@@ -181,7 +181,7 @@ class Supervisor:
         self.mqtt.start()
         sense_s = telemetry_s = look_s = time.monotonic()
         settle_s = sense_s + events.PATIENT_S
-        self.inputs.append(bus.Tick())
+        listened_s = sense_s
         while not stopping:
             now_s = time.monotonic()
             pace = control.pace(self.world, now_s)
@@ -203,6 +203,7 @@ class Supervisor:
             if now_s >= telemetry_s:
                 telemetry_s = now_s + max(pace, self.world.budget.telemetry_s if self.world.budget else 1.0)
                 self._publish_telemetry()
+            self.inputs.append(bus.Tick(listened_s))  # after what was sensed, which may excuse silence
             self._step_all()
             self.mqtt.done()  # an order is acknowledged once it is on the disk
             wake_s = min(control.wake_s(self.world, now_s), self.desk.wake_s(), sense_s, telemetry_s, look_s)
@@ -211,7 +212,6 @@ class Supervisor:
             for key, _ in ready:
                 self._hear(key.fileobj)
             self._flush()
-            self.inputs.append(bus.Tick(listened_s))
             if not self.mqtt.revive():
                 raise LinkError("the thread that talks to the broker hangs: restarting the supervisor")
         return self._stop()
@@ -431,10 +431,10 @@ class Supervisor:
 
     def _hear(self, source: object) -> None:
         if source is self.listener:
-            channel = ipc.accept(self.listener)
-            if channel is not None:
+            while (channel := ipc.accept(self.listener)) is not None:
                 self.channels[channel] = None
                 self.selector.register(channel, selectors.EVENT_READ)
+                self._hear_channel(channel)  # a hello that waited here must not pass for silence
         elif source is self.mqtt:
             self._hear_broker()
         elif source is self.desk:

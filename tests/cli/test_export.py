@@ -205,9 +205,10 @@ def test_home_assistant_is_told_again_over_a_new_link() -> None:
     home = export._Home(seen, "f", "ha")  # type: ignore[arg-type]  # all of it that is used
     rows = [roster.row("a", roster.Entry(), (), 0.0)]
     home.show(rows)
-    first = list(seen.said)
+    alive, *first = seen.said
+    assert alive == "edgert-home/f/-/availability"
     home.show(rows)
-    assert seen.said == first
+    assert seen.said == [alive, *first, alive], "a late will of a predecessor said otherwise"
     seen.links = 2
     home.show(rows)
-    assert seen.said == first * 2
+    assert seen.said == [alive, *first, alive, alive, *first]

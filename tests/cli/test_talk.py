@@ -36,6 +36,7 @@ def test_nothing_that_a_device_says_commands_a_terminal() -> None:
 
 def test_names_and_values_are_read_as_in_a_configuration() -> None:
     assert talk.read_toml(["a.b=1", 'c="x"'], "--arg") == {"a": {"b": 1}, "c": "x"}
+    assert talk.read_toml(["a=\U0001f33b", 'b=say "so"'], "--arg") == {"a": "\U0001f33b", "b": 'say "so"'}
     assert talk.read_toml(["a=north", "b=18:00 h", "c=true", "d=[1]"], "--arg") == {
         "a": "north",
         "b": "18:00 h",

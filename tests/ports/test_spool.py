@@ -380,6 +380,13 @@ def other_database(path):
     db.close()
 
 
+def other_meta(path):
+    path.unlink()
+    with sqlite3.connect(path) as db:
+        db.execute("CREATE TABLE meta (key, value)")
+    db.close()
+
+
 def lost_identity(path):
     with sqlite3.connect(path) as db:
         db.execute("DELETE FROM streams")
@@ -393,7 +400,7 @@ def other_columns(path):
 
 
 @pytest.mark.parametrize(
-    "harm", [tear_header, tear_middle, cut_half, cut_all, other_database, lost_identity, other_columns]
+    "harm", [tear_header, tear_middle, cut_half, cut_all, other_database, other_meta, lost_identity, other_columns]
 )
 def test_a_torn_file_is_set_aside_and_the_device_starts(path, harm):
     stream = fill(path)

@@ -14,11 +14,11 @@ import cbor2
 import msgspec
 import pytest
 
-from edgert import bus, config, wire
+from edgert import bus, config, control, wire
 from edgert.errors import ArtifactError, ConfigError, StoreError, UsageError
 from edgert.ports import boardfile, ipc
 from edgert.ports import children as ports
-from edgert.ports.process import Layout
+from edgert.ports.process import Layout, Stopping
 from edgert.ports.spool import ROW_BYTES
 from edgert.programs import supervisor as program
 from edgert.programs.events import STREAMS
@@ -386,6 +386,37 @@ def test_a_child_is_heard_after_its_hello_and_a_client_may_only_ask(
     until(lambda: listen(supervisor) or len(supervisor.channels) == 1, "its leaving")
     client.close()
     until(lambda: listen(supervisor) or not supervisor.channels, "the other's")
+
+
+def test_who_waited_at_the_door_is_heard_before_anybody_is_called_silent(
+    make: Callable[..., Supervisor], until: Callable[..., None]
+) -> None:
+    supervisor = make()
+    hellos = [Hello("actor", 4711), Hello("trainer", 4712)]
+    peers = [ipc.connect(supervisor.layout.control) for _ in hellos]
+    for channel, hello in zip(peers, hellos, strict=True):
+        assert channel is not None
+        channel.send(hello)
+    until(lambda: listen(supervisor) or supervisor.inputs, "a hello")
+    assert list(supervisor.inputs) == [bus.Connected(each.role, each.pid) for each in hellos]
+    for channel in peers:
+        assert channel is not None
+        channel.close()
+
+
+def test_a_look_that_may_excuse_silence_comes_before_the_verdict_about_it(
+    make: Callable[..., Supervisor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supervisor = make()
+    turns: list[list[type]] = []
+    monkeypatch.setattr(supervisor, "_step_all", lambda: turns.append([type(each) for each in supervisor.inputs]))
+    monkeypatch.setattr(supervisor, "_stop", lambda: 0)
+    monkeypatch.setattr(control, "wake_s", lambda *_: 0.0)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    stopping = Stopping()
+    monkeypatch.setattr(supervisor, "_flush", lambda: setattr(stopping, "asked", True))
+    assert supervisor.run(stopping) == 0
+    assert turns[0].index(bus.Sensed) < turns[0].index(bus.Tick)
 
 
 STUBBORN = (

@@ -47,7 +47,9 @@ def _ranking(axis: Axes, document: dict[str, Any]) -> None:
         hit = row["counts"]["overloads"]
         told = f"{mean:.0f} s" + (f"   {hit:.0f} overloads" if hit else "")
         axis.text(high + 4, k, told, va="center", fontsize=7.5, color=INK)
-    axis.set_yticks(range(len(arms)), [arm for arm, _ in arms], fontsize=8)
+    most = max(row["seeds"] for _, row in arms)
+    named = [arm if row["seeds"] == most else f"{arm} ({row['seeds']} of {most} seeds)" for arm, row in arms]
+    axis.set_yticks(range(len(arms)), named, fontsize=8)
     axis.set_xlim(0, 1.35 * max(row["mean_s"][2] for _, row in arms))
     axis.set_xlabel("mean time from a job's arrival to its end, s")
     axis.set_title(name, fontsize=9, loc="left")

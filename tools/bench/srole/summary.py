@@ -74,12 +74,14 @@ def _log_ratio(pairs: Sequence[tuple[float, float]]) -> list[float] | None:
 
 
 def best_heuristic(found: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Cell -> the heuristic arm that was best there on the mean over seeds."""
-    means: dict[str, dict[str, list[float]]] = {}
-    for row in found:
-        if row["arm"] in HEURISTICS:
-            means.setdefault(_cell(row), {}).setdefault(row["arm"], []).append(row["mean_s"])
-    return {cell: min(arms, key=lambda arm: np.mean(arms[arm])) for cell, arms in means.items()}
+    """Cell -> the heuristic arm that was best there, each held against SROLE-C in the seeds that both played."""
+    ratios: dict[str, dict[str, list[float]]] = {}
+    for (cell, _), arms in _by(found).items():
+        for arm in HEURISTICS:
+            if arm in arms and "SROLE-C" in arms:
+                ratio = float(np.log(arms[arm]["mean_s"] / arms["SROLE-C"]["mean_s"]))
+                ratios.setdefault(cell, {}).setdefault(arm, []).append(ratio)
+    return {cell: min(arms, key=lambda arm: np.mean(arms[arm])) for cell, arms in ratios.items()}
 
 
 def summarise(
