@@ -87,12 +87,14 @@ def _sizes(axis: Axes, document: dict[str, Any]) -> None:
             axis.plot(*zip(*points, strict=True), color=colour, lw=1.5, marker="o", ms=3, label=arm)
     axis.set_xscale("log")
     axis.set_xticks(sizes, [str(size) for size in sizes])
+    axis.set_yscale("log")  # who overloads nodes takes ten times as long
+    axis.set_yticks(ticks := [50, 100, 200, 500, 1000, 2000], [str(tick) for tick in ticks])
     axis.minorticks_off()
     axis.set_xlabel("nodes")
     axis.set_ylabel("mean job time, s")
     axis.set_title("size of the cluster, and what a judgement costs", fontsize=9, loc="left")
     if axis.lines:
-        axis.legend(frameon=False, fontsize=7, loc="upper center", ncol=2)
+        axis.legend(frameon=False, fontsize=7, loc="upper right", ncol=2)
     axis.spines[["top"]].set_visible(False)
     other = axis.twinx()
     shields = document["shield"]
