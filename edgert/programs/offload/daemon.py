@@ -342,7 +342,8 @@ class Daemon:
         if home is not None:
             self._here(request, home)
             return
-        self._learn(request, False, now_s)
+        # A choice that fails at once is no quick one: who gets no answer has waited for the whole deadline in vain.
+        self._learn(request, False, max(now_s, request.due_s))
         self._reply(request, {"error": "no-answer", "detail": f"{request.why}, and no local model is good enough"})
 
     # Answers.
@@ -358,7 +359,7 @@ class Daemon:
         if request is None or done.run_s is None:
             return
         if done.answer is None:
-            self._learn(request, False, time.monotonic())
+            self._learn(request, False, max(time.monotonic(), request.due_s))
             self._reply(request, {"error": "not-finite", "detail": "an answer to this would not be finite"})
             return
         request.run_s, now_s = done.run_s or 0.0, time.monotonic()

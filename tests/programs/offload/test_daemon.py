@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from edgert.client.infer import Inference
 from edgert.config import parse
 from edgert.errors import ConfigError, LinkError, UsageError
+from edgert.offload.space import Floor
 from edgert.ports import ipc
 from edgert.ports.process import Layout, Parent
 from edgert.programs.offload import daemon as program
@@ -81,6 +83,23 @@ def test_without_anybody_else_the_device_answers(running):
     assert one.inference.infer(PICTURE, floor=0.97).variant == "digits-1-full-int8"
     assert one.inference.infer(np.stack([PICTURE] * 3), rows=3).values.shape == (3, 10)
     assert one.inference.show()["requests"] == 3
+
+
+def test_a_choice_that_fails_at_once_is_not_learned_as_a_quick_one(folder, monkeypatch):
+    said = config(folder)
+    daemon = program.Daemon(said, Layout(said), Parent(folder / "control.sock", "offload"))
+    taught = []
+    monkeypatch.setattr(daemon.chooser, "home", lambda *_: None)
+    monkeypatch.setattr(daemon.chooser, "learn", lambda _, took_s, **__: taught.append(took_s))
+    client = Mock(closed=False, send_map=taught.append)
+    request = program.Request(1, client, 7, PICTURE[None], time.monotonic() + 5.0, Floor())
+    request.chosen = object()
+    daemon._failed(request, "not sent")
+    stopped = Flag()
+    stopped.asked = True
+    daemon.run(stopped)  # closes everything
+    took_s, answer = taught
+    assert took_s == pytest.approx(5.0, abs=0.5) and (answer["id"], answer["error"]) == (7, "no-answer")
 
 
 @pytest.mark.parametrize(
