@@ -49,6 +49,7 @@ from edgert.ports.runtime import model as models
 from edgert.ports.signing import read_keys
 from edgert.ports.store import write_atomic
 from edgert.ports.variants import read_variant
+from edgert.programs import replica
 
 REMOTE = tuple(place for place in get_args(Place) if place != "device")
 BACKLOG_BYTES = 16 * wire.MAX_PAYLOAD_BYTES
@@ -530,21 +531,15 @@ def run(args: argparse.Namespace) -> int:
             row_s = node.queue.paces[id_].row_s or 0.0
             log.info("%s (%s), %s, %.1f ms a row", model.manifest.name, id_, model.runtime, 1e3 * row_s)
         exposition = stack.enter_context(contextlib.closing(Exposition(args.metrics))) if args.metrics else None
-        mqtt.subscribe([(node.filter, 1)])
-        mqtt.start()
-        stopping = Stopping()
-        report_s = time.monotonic()
-        while not stopping:
-            node.turn(0.25)
-            if time.monotonic() >= report_s:
-                report_s = time.monotonic() + LOAD_S
-                node.report(args.status_file, exposition)
-            if not mqtt.healthy():
-                log.error("the link's thread stands still")
-                return 1
-        node.drain()
-        node.report(args.status_file, exposition)
-    return 0
+        return replica.serve(
+            node,
+            mqtt,
+            [node.filter],
+            stopping=Stopping(),
+            report_every_s=LOAD_S,
+            status_file=args.status_file,
+            exposition=exposition,
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

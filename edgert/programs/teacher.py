@@ -40,6 +40,7 @@ from edgert.ports.models import describe_keys, open_subject, parse_source
 from edgert.ports.mqtt import LinkDown, LinkUp, Mqtt, Published, Received
 from edgert.ports.process import Stopping, run_program, usage
 from edgert.ports.store import write_atomic
+from edgert.programs import replica
 
 ANSWER_EXPIRY_S = 30
 CACHE_BYTES = 32 << 20
@@ -487,21 +488,15 @@ def run(args: argparse.Namespace) -> int:
                 shape,
             )
         exposition = stack.enter_context(contextlib.closing(Exposition(args.metrics))) if args.metrics else None
-        mqtt.subscribe([(each, 1) for each in teacher.filters])
-        mqtt.start()
-        stopping = Stopping()
-        report_s = time.monotonic()
-        while not stopping:
-            teacher.turn(0.25)
-            if time.monotonic() >= report_s:
-                report_s = time.monotonic() + STATUS_EVERY_S
-                teacher.report(args.status_file, exposition)
-            if not mqtt.healthy():
-                log.error("the link's thread stands still")
-                return 1
-        teacher.drain()
-        teacher.report(args.status_file, exposition)
-    return 0
+        return replica.serve(
+            teacher,
+            mqtt,
+            teacher.filters,
+            stopping=Stopping(),
+            report_every_s=STATUS_EVERY_S,
+            status_file=args.status_file,
+            exposition=exposition,
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
